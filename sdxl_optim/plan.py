@@ -1,0 +1,139 @@
+"""Settings + facts of the run → Plan: what will happen on this model, size and sampler, and what was refused and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sdxl_optim import schedule
+from sdxl_optim.schedule import Counts, Loop, Rows, StepPlan
+from sdxl_optim.settings import DeepCache, FreeU, Settings
+
+FEW_STEPS = 12
+
+
+@dataclass(frozen=True)
+class Note:
+    """One sentence for the user about one technique. `refused` when it does not run."""
+
+    feature: str
+    text: str
+    refused: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.feature} {'refused' if self.refused else 'note'}: {self.text}"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the host knows of a sampling pass before its first step.
+
+    depth: number of the UNet's input blocks, which is also the number of DeepCache branches.
+    freeu_stages: how many of the UNet's resolutions FreeU can act on.
+    no_unet: reason why the UNet's blocks can't be reached (a foreign sd_unet), or None.
+    no_cut: reason why the uncond rows can't be dropped (AND prompts, …), or None.
+    """
+
+    loop: Loop
+    rows: Rows
+    cfg_scale: float
+    depth: int
+    freeu_stages: int = 2
+    no_unet: str | None = None
+    no_cut: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will run. `steps` has one StepPlan a sampler step; empty where the loop can't be foreseen."""
+
+    loop: Loop
+    rows: Rows
+    freeu: FreeU | None = None
+    deepcache: DeepCache | None = None
+    steps: tuple[StepPlan, ...] = ()
+    always: StepPlan = StepPlan()  # for loops that can't be foreseen
+    notes: tuple[Note, ...] = ()
+    prediction: Counts | None = field(default=None)
+
+    def step(self, i: int) -> StepPlan:
+        return self.steps[i] if i < len(self.steps) else self.always
+
+
+def make_plan(settings: Settings, facts: Facts) -> Plan:
+    """Decide everything that can be decided before the first step."""
+    notes: list[Note] = []
+    freeu = _freeu(settings, facts, notes)
+    cut_from = _cutoff(settings, facts, notes)
+    deepcache = _deepcache(settings, facts, notes)
+    loop, n = facts.loop, facts.loop.n
+    if not loop.foreseeable:
+        always = StepPlan(cut=cut_from == 0, freeu=freeu is not None)
+        return Plan(loop, facts.rows, freeu, None, (), always, tuple(notes))
+
+    freeu_steps = schedule.window(freeu.start, freeu.stop, n) if freeu else ()
+    cached_steps = _cached_steps(deepcache, n) if deepcache else frozenset()
+    steps = tuple(StepPlan(i in cached_steps, cut_from is not None and i >= cut_from, i in freeu_steps) for i in range(n))
+    prediction = schedule.predict(steps, loop, facts.rows)
+    last = steps[-1] if steps else StepPlan()
+    return Plan(loop, facts.rows, freeu, deepcache, steps, last, tuple(notes), prediction)
+
+
+def _freeu(settings: Settings, facts: Facts, notes: list[Note]) -> FreeU | None:
+    freeu = settings.freeu
+    if not freeu.enabled:
+        return None
+    if facts.no_unet:
+        notes.append(Note("FreeU", facts.no_unet))
+    elif facts.freeu_stages == 0:
+        notes.append(Note("FreeU", "this model's UNet has no stage that it acts on"))
+    elif not facts.loop.foreseeable and (freeu.start, freeu.stop) != (0.0, 1.0):
+        notes.append(Note("FreeU", "this sampler's number of steps can't be foreseen, so a start/stop window can't be kept"))
+    else:
+        return freeu
+    return None
+
+
+def _cutoff(settings: Settings, facts: Facts, notes: list[Note]) -> int | None:
+    """The first step without uncond rows, or None."""
+    if not settings.cfg_cutoff.enabled:
+        return None
+    if facts.no_cut:
+        notes.append(Note("CFG cutoff", facts.no_cut))
+    elif facts.cfg_scale == 1:
+        return 0
+    elif not facts.loop.foreseeable:
+        notes.append(Note("CFG cutoff", "this sampler's number of steps can't be foreseen"))
+    else:
+        return int(settings.cfg_cutoff.stop * facts.loop.n)
+    return None
+
+
+def _deepcache(settings: Settings, facts: Facts, notes: list[Note]) -> DeepCache | None:
+    deepcache = settings.deepcache
+    if not deepcache.enabled:
+        return None
+    if facts.no_unet:
+        notes.append(Note("DeepCache", facts.no_unet))
+    elif not facts.loop.foreseeable:
+        notes.append(Note("DeepCache", "this sampler's number of steps can't be foreseen"))
+    elif deepcache.cache_branch_id >= facts.depth:
+        text = f"branch {deepcache.cache_branch_id} is deeper than this model's UNet; allowed: 0 to {facts.depth - 1}"
+        notes.append(Note("DeepCache", text))
+    else:
+        n = len(schedule.window(deepcache.start, deepcache.stop, facts.loop.n))
+        if 0 < n < FEW_STEPS:
+            text = f"with {n} steps there is little to reuse and the picture changes much; use {FEW_STEPS} or more"
+            notes.append(Note("DeepCache", text, refused=False))
+        return deepcache
+    return None
+
+
+def _cached_steps(deepcache: DeepCache, n: int) -> frozenset[int]:
+    inside = schedule.window(deepcache.start, deepcache.stop, n)
+    if deepcache.mode == "uniform":
+        full = schedule.full_steps_uniform(len(inside), deepcache.cache_interval)
+    else:
+        full = schedule.full_steps_nonuniform(
+            len(inside), deepcache.cache_interval, deepcache.center, deepcache.power
+        )
+    return frozenset(i for k, i in enumerate(inside) if k not in full)

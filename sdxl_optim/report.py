@@ -1,0 +1,107 @@
+"""What really happened: counts, times, bytes and refusals, as they occurred. No torch, no host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sdxl_optim.plan import Note, Plan
+from sdxl_optim.schedule import Counts
+
+
+@dataclass
+class PassReport:
+    """One sampling pass. `counts` is filled while it runs; `plan.prediction` is what it should come to."""
+
+    name: str
+    plan: Plan
+    counts: Counts = Counts()
+    extra_calls: int = 0  # UNet calls made by others meanwhile
+    freeu_calls: int = 0
+    store_bytes: int = 0
+    seconds: float = 0.0
+    finished: bool = False
+    notes: list[Note] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.notes.extend(self.plan.notes)
+
+    def count_call(self, rows: int, stock_rows: int, freeu: bool) -> None:
+        self.counts += Counts(calls=1, stock_rows=stock_rows)
+        self.freeu_calls += freeu
+
+    def count_unet(self, rows: int, ours: bool, cached: bool) -> None:
+        if ours:
+            self.counts += Counts(full=not cached, cached=cached, rows=rows)
+        else:
+            self.extra_calls += 1
+
+    def add_note(self, note: Note) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
+
+    @property
+    def as_predicted(self) -> bool | None:
+        """Whether a finished pass came to what was foreseen; None where nothing could be."""
+        if self.plan.prediction is None or not self.finished:
+            return None
+        return self.plan.prediction == self.counts
+
+    def facts(self) -> list[str]:
+        """What ran, in a few words each."""
+        c = self.counts
+        parts = [f"{c.calls} calls", f"{c.rows} of {c.stock_rows} rows"]
+        if c.cached:
+            parts.append(f"{c.full} full and {c.cached} cached")
+        if self.freeu_calls:
+            parts.append(f"FreeU in {self.freeu_calls}")
+        if self.extra_calls:
+            parts.append(f"{self.extra_calls} calls by others untouched")
+        if self.as_predicted is False:
+            parts.append("not as planned")
+        return parts
+
+
+@dataclass
+class JobReport:
+    """One request: its passes by iteration, and what concerns all of them."""
+
+    passes: dict[int, list[PassReport]] = field(default_factory=dict)
+    notes: list[Note] = field(default_factory=list)
+    decoder: str | None = None
+    seconds: float = 0.0
+
+    def add_pass(self, iteration: int, report: PassReport) -> None:
+        self.passes.setdefault(iteration, []).append(report)
+
+    def add_note(self, note: Note) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
+
+    def all_notes(self, iteration: int | None = None) -> list[Note]:
+        passes = [p for i, ps in self.passes.items() if iteration in (None, i) for p in ps]
+        return list(dict.fromkeys([*self.notes, *(note for p in passes for note in p.notes)]))
+
+    def result(self, iteration: int) -> str | None:
+        """The infotext of one iteration's pictures, or None before its first pass."""
+        passes = self.passes.get(iteration)
+        if not passes:
+            return None
+        texts = [", ".join(p.facts()) for p in passes]
+        if len(passes) > 1:
+            texts = [f"{p.name} {text}" for p, text in zip(passes, texts, strict=True)]
+        return "; ".join(texts)
+
+    def refusals(self, iteration: int) -> str | None:
+        return "; ".join(map(str, self.all_notes(iteration))) or None
+
+    def lines(self) -> list[str]:
+        """The whole job for people: one line a pass, then the notes."""
+        lines = []
+        for iteration, passes in sorted(self.passes.items()):
+            for p in passes:
+                where = p.name if len(self.passes) == 1 else f"batch {iteration + 1}, {p.name}"
+                store = f", store {p.store_bytes / 2**20:.1f} MiB" if p.store_bytes else ""
+                lines.append(f"{where}: {', '.join(p.facts())}{store}; {p.seconds:.2f} s")
+        if self.decoder:
+            lines.append(f"decoded by {self.decoder}")
+        return lines + [str(note) for note in self.all_notes()]

@@ -1,0 +1,146 @@
+"""One sampling pass: opens the patches, publishes what the current call does, counts what happens, leaves nothing behind."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable
+from contextlib import ExitStack
+
+from torch import nn
+
+from sdxl_optim.layout import read_layout
+from sdxl_optim.patches.deepcache import DeepCacheStore, deepcache_attached
+from sdxl_optim.patches.freeu import freeu_attached
+from sdxl_optim.plan import Note, Plan
+from sdxl_optim.report import PassReport
+from sdxl_optim.schedule import Call, StepPlan
+
+
+class Run:
+    """A context manager around a sampler's loop.
+
+    The host calls `attach` with the UNet before the first call and whenever another model takes over, `begin_call` before
+    each model evaluation, and `suspend`/`resume` around anything else that samples meanwhile. UNet calls that belong to
+    none of ours pass untouched.
+    """
+
+    def __init__(self, plan: Plan, name: str = "base"):
+        self.plan = plan
+        self.report = PassReport(name=name, plan=plan)
+        self.step: StepPlan | None = None  # valid while one of our calls is under way
+        self._call: Call | None = None
+        self._calls_begun = 0
+        self._part = 0
+        self._rows_left = 0
+        self._cond_rows = 0
+        self._model = -1
+        self._unet: nn.Module | None = None
+        self._store: DeepCacheStore | None = None
+        self._patches = ExitStack()
+        self._suspended: list[StepPlan | None] = []
+
+    def __enter__(self) -> Run:
+        self._started = time.perf_counter()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.step = None
+        try:
+            self._detach()
+        finally:
+            self.report.seconds = time.perf_counter() - self._started
+            self.report.finished = error == (None, None, None)
+
+    # --- the model
+
+    def attach(self, unet: nn.Module) -> None:
+        """Open the plan's patches on `unet`, closing those on a model used before. Raises Unsupported."""
+        self._detach()
+        self._unet = unet
+        self._model += 1
+        with ExitStack() as opening:
+            opening.callback(unet.register_forward_pre_hook(self._before_unet, with_kwargs=True).remove)
+            if self.plan.freeu or self.plan.deepcache:
+                self._open(opening, unet)
+            self._patches = opening.pop_all()
+
+    def _open(self, stack: ExitStack, unet: nn.Module) -> None:
+        layout = read_layout(unet)
+        if self.plan.deepcache and self.plan.deepcache.cache_branch_id < layout.depth:
+            self._store = DeepCacheStore(layout, self.plan.deepcache.cache_branch_id)
+            stack.enter_context(deepcache_attached(layout, self._store))
+        elif self.plan.deepcache:
+            self.note("DeepCache", f"branch {self.plan.deepcache.cache_branch_id} is deeper than the next model's UNet")
+        if self.plan.freeu:
+            depth = layout.depth
+            stack.enter_context(freeu_attached(layout, self.plan.freeu, lambda i: self._freeu_on(i, depth)))
+
+    def _detach(self) -> None:
+        patches, self._patches, self._unet = self._patches, ExitStack(), None
+        try:
+            patches.close()
+        finally:
+            if self._store is not None:
+                self.report.store_bytes = max(self.report.store_bytes, self._store.peak_bytes)
+                if self._store.disabled:
+                    self.note("DeepCache", self._store.disabled)
+                self._store = None
+
+    # --- the calls
+
+    def begin_call(self, rows: int, stock_rows: int, cond_rows: int) -> StepPlan:
+        """A model evaluation begins that will put `rows` rows through the UNet, where a stock run puts `stock_rows`."""
+        calls = self.plan.loop.calls
+        if self._calls_begun < len(calls):
+            self._call = calls[self._calls_begun]
+            self.step = self.plan.step(self._call.step)
+        else:
+            self._call = Call(-1, self._calls_begun)
+            self.step = self.plan.always
+            if self.plan.loop.foreseeable:
+                self.note("schedule", "the sampler made more calls than foreseen; these ran uncached")
+        self._calls_begun += 1
+        self._part, self._rows_left, self._cond_rows = 0, rows, cond_rows
+        self.report.count_call(rows, stock_rows, self.step.freeu and self.plan.freeu is not None)
+        return self.step
+
+    def next_step(self) -> StepPlan:
+        """What the next call will do, before it is begun."""
+        calls = self.plan.loop.calls
+        if self._calls_begun < len(calls):
+            return self.plan.step(calls[self._calls_begun].step)
+        return self.plan.always
+
+    def suspend(self) -> None:
+        """Somebody else samples: our hooks keep still until `resume`."""
+        self._suspended.append(self.step)
+        self.step = None
+
+    def resume(self) -> None:
+        self.step = self._suspended.pop()
+
+    def note(self, feature: str, text: str, refused: bool = True) -> None:
+        self.report.add_note(Note(feature, text, refused))
+
+    # --- the hooks
+
+    def _before_unet(self, unet, args, kwargs) -> None:
+        x = args[0] if args else kwargs["x"]
+        rows = x.shape[0]
+        ours = self.step is not None and rows <= self._rows_left
+        key: Hashable = None
+        if ours:
+            key = (self._call.place, self._part)
+            self._part += 1
+            self._rows_left -= rows
+        shape = (*x.shape[2:], x.dtype, x.device)
+        cached = False
+        if self._store is not None:
+            want = ours and self.step.cached and self._call.step >= 0
+            cached = self._store.begin(key, want, rows, self._cond_rows, self._model, shape)
+        self.report.count_unet(rows, ours, cached)
+
+    def _freeu_on(self, output_block: int, depth: int) -> bool:
+        if self.step is None or not self.step.freeu:
+            return False
+        return self._store is None or not self._store.skips_output_block(output_block, depth)

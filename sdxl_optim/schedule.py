@@ -1,0 +1,161 @@
+"""From a plan to what each step and each UNet call does. Every ordering rule is here; no torch.
+
+A *step* is one of the sampler's; a *call* is one evaluation of the model, of which a step may need several (Heun, DPM2, …).
+`i` counts steps, `n` is their number in the sampler's real loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+def window(start: float, stop: float, n: int) -> range:
+    """The steps inside a half-open window given as fractions: int(start*n) <= i < int(stop*n)."""
+    return range(int(start * n), int(stop * n))
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What one sampler step does."""
+
+    cached: bool = False  # DeepCache may reuse the stored deep features
+    cut: bool = False  # only the cond rows are computed
+    freeu: bool = False
+
+
+@dataclass(frozen=True)
+class Call:
+    """One model evaluation of the sampler's loop, known before it runs.
+
+    step: the sampler step it belongs to; place: 0 for the first call of its step, 1 for the second, …
+    sigma: the noise level that the sampler asks for (timestep, for samplers that count in those).
+    host_skips: the host itself computes no uncond rows in this call.
+    model: 0 until the refiner takes over, then 1.
+    """
+
+    step: int
+    place: int
+    sigma: float = 0.0
+    host_skips: bool = False
+    model: int = 0
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The sampler's real loop: its calls in order. `foreseeable` is false where only running it can tell."""
+
+    calls: tuple[Call, ...] = ()
+    foreseeable: bool = True
+
+    @property
+    def n(self) -> int:
+        return 1 + max((call.step for call in self.calls), default=-1)
+
+    @classmethod
+    def of_steps(cls, calls_per_step: Iterable[int]) -> Loop:
+        return cls(tuple(Call(i, place) for i, count in enumerate(calls_per_step) for place in range(count)))
+
+
+def full_steps_uniform(n: int, interval: int) -> frozenset[int]:
+    """DeepCache's uniform positions among n steps: every `interval`-th, from the first on."""
+    return frozenset(range(0, n, interval))
+
+
+def full_steps_nonuniform(n: int, interval: int, center: float, power: float) -> frozenset[int]:
+    """DeepCache's non-uniform 1:N positions (arXiv:2312.00858, section 3.3): as many full steps as uniform has, spaced
+    evenly after a power curve around `center` (a fraction of n), so that they lie densest there. The first is always 0.
+    """
+    if n <= 0:
+        return frozenset()
+    count, middle = -(-n // interval), center * n
+    low, high = -(middle ** (1 / power)), (n - middle) ** (1 / power)
+    steps = {0}
+    for k in range(1, count):
+        u = low + (high - low) * k / count
+        position = middle + (abs(u) ** power if u >= 0 else -(abs(u) ** power))
+        steps.add(min(n - 1, max(0, int(position))))
+    # Neighbours that fell on the same step are moved to the free step nearest to the centre, so that the count is kept.
+    for i in sorted(range(n), key=lambda i: abs(i - middle)):
+        if len(steps) >= count:
+            break
+        steps.add(i)
+    return frozenset(steps)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is known of a stored deep feature, besides the tensor."""
+
+    rows: int
+    model: int
+    shape: tuple = ()
+
+
+def usable_rows(stored: Stored | None, rows: int, cond_rows: int, model: int, shape: tuple = ()) -> int | None:
+    """How many of the stored rows serve a call of `rows` rows, or None where they can't.
+
+    The host puts the cond rows first; a call that computes only those takes the store's first `cond_rows` rows. Anything
+    else must match exactly. `shape` is all else that must be equal: height, width, dtype and device.
+    """
+    if stored is None or stored.model != model or stored.shape != shape:
+        return None
+    if stored.rows == rows:
+        return rows
+    return rows if rows == cond_rows < stored.rows else None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How the host lays out one denoiser call.
+
+    cond, uncond: rows of each; joint: both go through the UNet in one call. Else each call of the UNet takes at most
+    `chunk` cond rows, and the uncond rows follow in one call of their own.
+    """
+
+    cond: int
+    uncond: int
+    joint: bool = True
+    chunk: int = 0
+
+    def unet_calls(self, with_uncond: bool) -> tuple[int, ...]:
+        """Rows of each UNet call of a denoiser call."""
+        if self.joint:
+            return (self.cond + self.uncond,) if with_uncond else (self.cond,)
+        chunk = self.chunk or self.cond
+        parts = [min(chunk, self.cond - k) for k in range(0, self.cond, chunk)]
+        return tuple(parts + [self.uncond] * with_uncond)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Denoiser calls, UNet calls (full and cached) and rows through the UNet; `stock_rows` is what a stock run computes."""
+
+    calls: int = 0
+    full: int = 0
+    cached: int = 0
+    rows: int = 0
+    stock_rows: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(getattr(self, f) + getattr(other, f) for f in self.__dataclass_fields__))
+
+
+def predict(steps: Sequence[StepPlan], loop: Loop, rows: Rows) -> Counts:
+    """The exact counts of a run that follows `steps`: the same rules as at run time, without the tensors."""
+    store: dict[tuple[int, int], Stored] = {}
+    total = Counts()
+    for call in loop.calls:
+        step = steps[call.step]
+        stock = rows.unet_calls(with_uncond=not call.host_skips)
+        parts = rows.unet_calls(with_uncond=not (call.host_skips or step.cut))
+        full = cached = 0
+        for part, count in enumerate(parts):
+            key = (call.place, part)
+            if step.cached and usable_rows(store.get(key), count, rows.cond, call.model) is not None:
+                cached += 1
+            else:
+                full += 1
+                store[key] = Stored(count, call.model)
+        total += Counts(1, full, cached, sum(parts), sum(stock))
+    return total
