@@ -109,22 +109,27 @@ def usable_rows(stored: Stored | None, rows: int, cond_rows: int, model: int, sh
 class Rows:
     """How the host lays out one denoiser call.
 
-    cond, uncond: rows of each; joint: both go through the UNet in one call. Else each call of the UNet takes at most
-    `chunk` cond rows, and the uncond rows follow in one call of their own.
+    cond, uncond: rows of each; batch: pictures. Where the prompts' lengths differ (same_length false), the uncond rows go
+    through the UNet in a call of their own; where the user switched batching off (batched false), each call takes at most
+    `batch` rows.
     """
 
     cond: int
     uncond: int
-    joint: bool = True
-    chunk: int = 0
+    batch: int = 1
+    same_length: bool = True
+    batched: bool = True
 
     def unet_calls(self, with_uncond: bool) -> tuple[int, ...]:
         """Rows of each UNet call of a denoiser call."""
-        if self.joint:
-            return (self.cond + self.uncond,) if with_uncond else (self.cond,)
-        chunk = self.chunk or self.cond
-        parts = [min(chunk, self.cond - k) for k in range(0, self.cond, chunk)]
-        return tuple(parts + [self.uncond] * with_uncond)
+        if with_uncond and not self.same_length:
+            return (*_chunks(self.cond, self.batch * (2 if self.batched else 1)), self.uncond)
+        total = self.cond + self.uncond * with_uncond
+        return _chunks(total, total if self.batched else self.batch)
+
+
+def _chunks(total: int, size: int) -> tuple[int, ...]:
+    return tuple(min(size, total - k) for k in range(0, total, size))
 
 
 @dataclass(frozen=True)
