@@ -1,0 +1,1 @@
+"""Tests on a live WebUI, and the tools that they share."""

@@ -1,0 +1,150 @@
+"""A WebUI process for the tests. Its settings, extensions and outputs live in a folder of its own.
+
+`SD_WEBUI_DIR` names a working WebUI 1.10.1, `SD_WEBUI_PYTHON` its interpreter (default: that of its `venv`),
+`SD_WEBUI_TEST_MODELS` the folder of the tiny checkpoints (default `$SD_WEBUI_DIR/sdxl-optim-models`).
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import requests
+
+HERE = Path(__file__).resolve().parent
+EXTENSION = HERE.parents[1]
+PROBE = HERE / "probe"
+FLAGS = (
+    "--skip-prepare-environment", "--skip-torch-cuda-test", "--skip-version-check", "--no-download-sd-model",
+    "--no-hashing", "--api", "--use-cpu", "all", "--no-half", "--no-half-vae",
+)  # fmt: skip
+SETTINGS = {
+    "sd_model_checkpoint": "tiny-sdxl.safetensors",
+    "live_previews_enable": False,
+    "return_grid": False,
+    "grid_save": False,
+    "samples_save": False,
+}
+START_SECONDS = 180
+
+
+def webui_dir() -> Path | None:
+    return Path(os.environ["SD_WEBUI_DIR"]).resolve() if os.environ.get("SD_WEBUI_DIR") else None
+
+
+def webui_python() -> Path:
+    return Path(os.environ.get("SD_WEBUI_PYTHON") or webui_dir() / "venv" / "bin" / "python")
+
+
+def models_dir() -> Path:
+    return Path(os.environ.get("SD_WEBUI_TEST_MODELS") or webui_dir() / "sdxl-optim-models")
+
+
+def make_checkpoints() -> Path:
+    """The models folder, filled where it is not yet."""
+    command = [webui_python(), HERE / "checkpoints.py", webui_dir(), models_dir()]
+    done = subprocess.run(command, env=offline(), capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"checkpoints.py failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+    return models_dir()
+
+
+def offline() -> dict:
+    environment = {"HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False", "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **environment, "PYTHONUNBUFFERED": "1"}
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class WebUI:
+    """`with WebUI() as webui:` a running server at `webui.url`. Nothing of the WebUI folder is written to.
+
+    `extensions` are linked into the server's own extensions folder, by their folder's name. `flags` follow
+    the usual ones, `settings` overwrite entries of config.json.
+    """
+
+    def __init__(self, extensions=(EXTENSION, PROBE), flags=(), settings=None):
+        self.models = make_checkpoints()
+        self.data = Path(tempfile.mkdtemp(prefix="sdxl-optim-webui-"))
+        self.log_file = self.data / "log.txt"
+        self.config_file = self.data / "config.json"
+        self.config_file.write_text(json.dumps({**SETTINGS, **(settings or {})}))
+        (self.data / "extensions").mkdir()
+        for folder in map(Path, extensions):
+            name = "sdxl_optim" if folder == EXTENSION else folder.name
+            (self.data / "extensions" / name).symlink_to(folder, target_is_directory=True)
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        places = ("--data-dir", self.data, "--models-dir", self.models, "--port", self.port)
+        self.flags = [*FLAGS, *places, *flags]
+        self.process = None
+
+    def __enter__(self):
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_exception):
+        self.close()
+
+    def start(self) -> None:
+        with self.log_file.open("a") as log:
+            self.process = subprocess.Popen(
+                [str(part) for part in (webui_python(), "launch.py", *self.flags)],
+                cwd=webui_dir(), env=offline(), stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )  # fmt: skip
+        self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
+        end = time.monotonic() + START_SECONDS
+        while time.monotonic() < end:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the WebUI ended with {self.process.returncode}:\n{self.log()[-4000:]}")
+            try:
+                answers = requests.get(f"{self.url}/sdapi/v1/options", timeout=5).ok
+                if answers and "Startup time:" in self.log():  # the extensions have added their endpoints
+                    return
+            except requests.RequestException:
+                pass
+            time.sleep(0.2)
+        raise TimeoutError(f"the WebUI did not answer in {START_SECONDS} s:\n{self.log()[-4000:]}")
+
+    def reload_ui(self) -> None:
+        """Press Reload UI, and wait until the server is back with all scripts loaded anew."""
+        before = requests.post(f"{self.url}/probe/reload", timeout=10).json()["instance"]
+        end = time.monotonic() + START_SECONDS
+        while time.monotonic() < end:
+            try:
+                answer = requests.get(f"{self.url}/probe/instance", timeout=5)
+                if answer.ok and answer.json()["instance"] != before:
+                    return
+            except requests.RequestException:
+                pass
+            time.sleep(0.2)
+        raise TimeoutError(f"Reload UI did not end in {START_SECONDS} s:\n{self.log()[-4000:]}")
+
+    def log(self) -> str:
+        return self.log_file.read_text(errors="replace") if self.log_file.is_file() else ""
+
+    def stop(self) -> None:
+        """At once and without a word to it, as a crash would."""
+        if self.process is not None and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def close(self) -> None:
+        self.stop()
+        shutil.rmtree(self.data, ignore_errors=True)
