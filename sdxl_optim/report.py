@@ -20,6 +20,7 @@ class PassReport:
     store_bytes: int = 0
     seconds: float = 0.0
     finished: bool = False
+    stopped: bool = False  # by the user, before its last step
     notes: list[Note] = field(default_factory=list)
 
     def __post_init__(self):
@@ -42,7 +43,7 @@ class PassReport:
     @property
     def as_predicted(self) -> bool | None:
         """Whether a finished pass came to what was foreseen; None where nothing could be."""
-        if self.plan.prediction is None or not self.finished:
+        if self.plan.prediction is None or not self.finished or self.stopped:
             return None
         return self.plan.prediction == self.counts
 
@@ -56,6 +57,8 @@ class PassReport:
             parts.append(f"FreeU in {self.freeu_calls}")
         if self.extra_calls:
             parts.append(f"{self.extra_calls} calls by others untouched")
+        if self.stopped:
+            parts.append("stopped")
         if self.as_predicted is False:
             parts.append("not as planned")
         return parts

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 from torch import nn
 
+from sdxl_optim.errors import Unsupported
 from sdxl_optim.layout import read_layout
 from sdxl_optim.patches.deepcache import DeepCacheStore, deepcache_attached
 from sdxl_optim.patches.freeu import freeu_attached
@@ -34,7 +35,7 @@ class Run:
         self._rows_left = 0
         self._cond_rows = 0
         self._model = -1
-        self._unet: nn.Module | None = None
+        self.attached_to: Hashable = None
         self._store: DeepCacheStore | None = None
         self._patches = ExitStack()
         self._suspended: list[StepPlan | None] = []
@@ -53,10 +54,10 @@ class Run:
 
     # --- the model
 
-    def attach(self, unet: nn.Module) -> None:
-        """Open the plan's patches on `unet`, closing those on a model used before. Raises Unsupported."""
+    def attach(self, unet: nn.Module, key: Hashable = None) -> None:
+        """Open the plan's patches on `unet`, closing those on a model used before. `key` tells which model it holds."""
         self._detach()
-        self._unet = unet
+        self.attached_to = key
         self._model += 1
         with ExitStack() as opening:
             opening.callback(unet.register_forward_pre_hook(self._before_unet, with_kwargs=True).remove)
@@ -65,7 +66,11 @@ class Run:
             self._patches = opening.pop_all()
 
     def _open(self, stack: ExitStack, unet: nn.Module) -> None:
-        layout = read_layout(unet)
+        try:
+            layout = read_layout(unet)
+        except Unsupported as error:
+            self.note("FreeU and DeepCache", error.reason)
+            return
         if self.plan.deepcache and self.plan.deepcache.cache_branch_id < layout.depth:
             self._store = DeepCacheStore(layout, self.plan.deepcache.cache_branch_id)
             stack.enter_context(deepcache_attached(layout, self._store))
@@ -76,7 +81,7 @@ class Run:
             stack.enter_context(freeu_attached(layout, self.plan.freeu, lambda i: self._freeu_on(i, depth)))
 
     def _detach(self) -> None:
-        patches, self._patches, self._unet = self._patches, ExitStack(), None
+        patches, self._patches = self._patches, ExitStack()
         try:
             patches.close()
         finally:

@@ -43,10 +43,12 @@ class Call:
 
 @dataclass(frozen=True)
 class Loop:
-    """The sampler's real loop: its calls in order. `foreseeable` is false where only running it can tell."""
+    """The sampler's real loop: its calls in order. `foreseeable` is false where only running it can tell, `needs_uncond`
+    is true where the sampler works with the unconditional prediction itself (CFG++)."""
 
     calls: tuple[Call, ...] = ()
     foreseeable: bool = True
+    needs_uncond: bool = False
 
     @property
     def n(self) -> int:

@@ -1,0 +1,105 @@
+"""What happens at each of the host's events. The script in scripts/ only forwards to these functions."""
+
+from __future__ import annotations
+
+import logging
+
+from fastapi import HTTPException
+from modules import script_callbacks
+from modules.shared import opts
+
+from sdxl_optim import settings as declared
+from sdxl_optim.errors import SettingsError
+from sdxl_optim.host.webui import infotext, ui
+from sdxl_optim.host.webui.job import Job, begin_job, end_job, job_of, log, refuse_request
+from sdxl_optim.host.webui.sampling import on_cfg_denoiser, watch_sampler
+from sdxl_optim.host.webui.vae import METHODS, OPTION, decode_method, why_no_tiny_decoder
+from sdxl_optim.plan import Note
+from sdxl_optim.report import JobReport
+from sdxl_optim.settings import Settings
+
+last_report: dict[str, JobReport] = {}  # by tab
+
+
+class WrongSettings(HTTPException):
+    """HTTP 422 by the API; the same sentence in the UI's error box."""
+
+    def __init__(self, error: SettingsError):
+        super().__init__(status_code=422, detail=str(error))
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+def register_callbacks() -> None:
+    _show_log()
+    script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
+    script_callbacks.on_infotext_pasted(infotext.on_infotext_pasted)
+
+
+def _show_log() -> None:
+    """One line a run in the WebUI's console, which by default shows warnings alone."""
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("[SDXL Optim] %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+
+
+def parse_args(args: tuple) -> Settings:
+    """The script's arguments: the API's dict as the first, or the components' values in their order. Raises SettingsError."""
+    if args and isinstance(args[0], dict):
+        return declared.from_dict(args[0])
+    fields = ui.ui_fields()
+    return declared.from_flat({f.path: value for f, value in zip(fields, args, strict=False)})
+
+
+def before_process(p, tab: str, args: tuple) -> None:
+    end_job(p)
+    try:
+        settings = parse_args(args)
+    except SettingsError as error:
+        refuse_request(p, WrongSettings(error))
+        return
+    if not settings.enabled:
+        return
+    begin_job(p, Job(settings, on_close=lambda job: last_report.__setitem__(tab, job.report)))
+    if settings.steps is not None:
+        p.steps = settings.steps
+
+
+def process(p) -> None:
+    job = job_of(p)
+    if job is None:
+        return
+    # X/Y/Z plot shares one dict between its cells: what is written for this one must not show in the next.
+    p.extra_generation_params = {
+        **p.extra_generation_params,
+        **infotext.write(job.settings),
+        infotext.RESULT: lambda p, **_: job.report.result(p.iteration),
+        infotext.REFUSED: lambda p, **_: job.report.refusals(p.iteration) if job.report.result(p.iteration) else None,
+    }
+    _choose_decoder(p, job)
+
+
+def _choose_decoder(p, job: Job) -> None:
+    decoder = job.settings.vae.decoder
+    if decoder == "host":
+        return
+    if OPTION in p.override_settings:
+        text = f"the request's own setting {OPTION} = {opts.data.get(OPTION)} is used"
+        job.report.add_note(Note("VAE decoder", text))
+        return
+    reason = why_no_tiny_decoder() if decoder == "tiny" else None
+    if reason:
+        job.report.add_note(Note("Tiny VAE", reason))
+        return
+    job.undo.enter_context(decode_method(METHODS[decoder]))
+    job.report.decoder = METHODS[decoder]
+    if decoder == "tiny":
+        p.extra_generation_params["VAE Decoder"] = METHODS[decoder]
+
+
+def before_sampling(p) -> None:
+    watch_sampler(p, job_of(p))
