@@ -1,0 +1,45 @@
+# make demo | test | test-webui | quality. The environment is made in .venv on first use; nothing is installed elsewhere.
+#
+#   PYTHON=python3.12        the interpreter to make it with
+#   TORCH="torch==2.9.1"     what pip installs as torch, with any options of pip's ("torch --index-url URL")
+#   SD_WEBUI_DIR=/path       the WebUI that test-webui starts
+
+PYTHON ?= python3
+VENV   ?= .venv
+
+MINOR := $(shell $(PYTHON) -c "import sys; print(sys.version_info[1])")
+ifeq ($(MINOR),10)  # the WebUI's Python: tested with the WebUI's torch
+TORCH  ?= torch==2.1.2
+CONSTRAINTS := -c tests/constraints-webui.txt
+else
+TORCH  ?= torch==2.13.0
+endif
+
+ifeq ($(OS),Windows_NT)
+BIN := $(VENV)/Scripts
+else
+BIN := $(VENV)/bin
+endif
+READY := $(VENV)/ready
+
+.PHONY: demo test test-webui quality
+
+demo: $(READY)
+	$(BIN)/python -m sdxl_optim demo --out demo-out
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+test-webui: $(READY)
+	$(BIN)/python -m pip install -q playwright
+	$(BIN)/python -m pytest -m webui tests/webui
+
+quality: $(READY)
+	$(BIN)/python -m ruff check .
+
+# torch first and by itself: whatever asks for torch afterwards is then satisfied with this build.
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(CONSTRAINTS) $(TORCH)
+	$(BIN)/python -m pip install $(CONSTRAINTS) -e ".[standalone,bench,dev]"
+	$(BIN)/python -c "open('$(READY)', 'w').close()"
