@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import html
+import json
 from dataclasses import dataclass
 
 import gradio as gr
+from modules import shared
 from modules.infotext_utils import PasteField
 from modules.ui_components import FormRow, InputAccordion
 
 from sdxl_optim import settings as declared
 from sdxl_optim.host.webui import infotext
+from sdxl_optim.host.webui.vae import copy_decoder
 from sdxl_optim.report import JobReport
 from sdxl_optim.settings import Field, Path
 
@@ -39,39 +42,32 @@ def build(elem_id) -> Accordion:
         parts[path] = _component(by_path[path], elem_id)
         return parts[path]
 
-    def technique(*path: str, rest: tuple[tuple[str, ...], ...]):
-        """A checkbox, and its settings folded behind it."""
-        with FormRow():
-            add(*path, "enabled")
-        with gr.Accordion(f"{_title(*path)} settings", open=False, elem_id=elem_id("_".join((*path, "settings")))):
-            for names in rest:
+    def technique(*path: str, rows: tuple[tuple[str, ...], ...]):
+        """An accordion whose own checkbox switches the technique on, with its settings inside."""
+        with add(*path, "enabled"):
+            for names in rows:
                 with FormRow():
                     for name in names:
                         add(*path, name)
 
     def techniques(*path: str):
-        technique(*path, "freeu", rest=(("version", "b1", "b2"), ("s1", "s2"), ("start", "stop")))
-        technique(*path, "cfg_cutoff", rest=(("stop",),))
-        technique(
-            *path,
-            "deepcache",
-            rest=(("cache_interval", "cache_branch_id"), ("mode", "center", "power"), ("start", "stop")),
-        )
+        technique(*path, "freeu", rows=(("version", "b1", "b2"), ("s1", "s2"), ("start", "stop")))
+        technique(*path, "cfg_cutoff", rows=(("stop",),))
+        rows = (("cache_interval", "cache_branch_id"), ("mode",), ("center", "power"), ("start", "stop"))
+        technique(*path, "deepcache", rows=rows)
 
-    def _title(*path: str) -> str:
-        return by_path[(*path, "enabled")].title
-
-    accordion = InputAccordion(False, label=TITLE, elem_id=elem_id("enabled"))
-    parts[("enabled",)] = accordion
-    with accordion:
+    with add("enabled"):
         techniques()
         with FormRow():
             add("vae", "decoder")
+        if not shared.cmd_opts.hide_ui_dir_config:
+            _tiny_decoder_file(elem_id)
         with gr.Accordion("Hires fix pass", open=False, elem_id=elem_id("hires")):
             with FormRow():
                 add("hires", "mode")
             techniques("hires")
         report = gr.HTML("", elem_id=elem_id("report"))
+        gr.HTML(_hover_help(elem_id), visible=False)
 
     missing = by_path.keys() - parts.keys()
     if missing:
@@ -83,17 +79,31 @@ def build(elem_id) -> Accordion:
     )
 
 
+def _tiny_decoder_file(elem_id) -> None:
+    """Where the host can't fetch the tiny decoder: name a file, and it is copied to where the host looks."""
+    with gr.Accordion("Tiny decoder file", open=False, elem_id=elem_id("tiny_file_section")), FormRow():
+        path = gr.Textbox(label="File to copy", placeholder="taesdxl_decoder.pth", elem_id=elem_id("tiny_file"))
+        button = gr.Button("Copy", elem_id=elem_id("tiny_file_copy"), scale=0)
+        answer = gr.HTML("", elem_id=elem_id("tiny_file_answer"))
+        path.do_not_save_to_config = True
+        button.click(lambda source: html.escape(copy_decoder(source)), inputs=[path], outputs=[answer])
+
+
 def _component(field: Field, elem_id) -> gr.components.Component:
+    """One setting's component. Labels are unique within the accordion: the host keeps the user's own defaults by them."""
     d = field.declaration
-    common = {"label": field.title if d.kind == "toggle" or field.path[0] in ("vae", "hires") else d.label.capitalize()}
-    if d.label in ("b1", "b2", "s1", "s2") and field.path[0] != "hires":
-        common["label"] = d.label
-    common["elem_id"] = elem_id("_".join(field.path))
+    common = {"label": field.title, "elem_id": elem_id("_".join(field.path))}
     if d.kind == "toggle":
-        return gr.Checkbox(d.default, info=d.help, **common)
+        return InputAccordion(d.default, **common)
     if d.kind == "choice":
-        return gr.Radio(list(d.choices), value=d.default, info=d.help, **common)
-    return gr.Slider(d.lo, d.hi, value=d.default, step=d.step, info=d.help, **common)
+        return gr.Radio(list(d.choices), value=d.default, **common)
+    return gr.Slider(d.lo, d.hi, value=d.default, step=d.step, **common)
+
+
+def _hover_help(elem_id) -> str:
+    """For javascript/sdxl_optim.js: the help that shows while the mouse rests on a control."""
+    help_by_id = {elem_id("_".join(f.path)): f"{f.declaration.help} ({f.declaration.allowed})" for f in ui_fields()}
+    return f"<div class='sdxl-optim-help' data-help='{html.escape(json.dumps(help_by_id))}'></div>"
 
 
 def show_report(report: JobReport | None) -> str:

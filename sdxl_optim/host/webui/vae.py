@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import URLError
 
+import torch
 from modules import paths_internal, sd_vae_taesd, shared
 from modules.shared import opts
+from safetensors.torch import load_file
 
 OPTION = "sd_vae_decode_method"
 METHODS = {"tiny": "TAESD", "full": "Full"}
@@ -29,6 +31,27 @@ def why_no_tiny_decoder() -> str | None:
         found = "cannot be read" if path.exists() else "is missing and could not be fetched"
         return f"{path.name} {found} ({type(error).__name__}); the full VAE is used. Put it into {path.parent}."
     return None
+
+
+def copy_decoder(source: str) -> str:
+    """Copy a tiny decoder from elsewhere to where the host looks for it; the answer is one sentence for the user.
+
+    source: a .pth or .safetensors file in TAESD's own layout (https://github.com/madebyollin/taesd). It is read as plain
+    tensors and tried before anything is written.
+    """
+    path, target = Path(source.strip().strip('"')), decoder_path()
+    if not path.is_file():
+        return f"There is no file {path}."
+    try:
+        weights = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        weights = {key.removeprefix("decoder."): value for key, value in weights.items()}
+        sd_vae_taesd.decoder(weights["1.weight"].shape[1]).load_state_dict(weights)
+    except Exception as error:  # whatever is wrong with a file that a user picked, it is the file
+        return f"{path.name} is not a TAESD decoder ({type(error).__name__})."
+    target.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(weights, target)
+    sd_vae_taesd.sd_vae_taesd_models.pop(target.name, None)
+    return f"Copied to {target}."
 
 
 @contextmanager
