@@ -27,13 +27,16 @@ def scale_low_frequencies(x: torch.Tensor, s: float) -> torch.Tensor:
 
     x: [B, C, H, W]; returns the same shape and dtype. The filter's mask covers the frequencies -1 and 0 of each axis, four
     of all, so the transform is written out for these: a product with seven waves and one back. That is the same filter in
-    fp32 at a fraction of the traffic of a full FFT, for every size and on devices without complex numbers.
+    fp32 at a fraction of the traffic of a full FFT, for every size and on devices without complex numbers. It takes no
+    part in autograd.
     """
     batch, channels, height, width = x.shape
     waves = _waves(height, width, x.device)
     flat = x.reshape(batch * channels, height * width).float()
-    low = (flat @ waves) @ waves.T * (1 / (height * width))
-    return (flat + (s - 1) * low).reshape(x.shape).to(x.dtype)
+    # Autocast turns products into half precision, where these sums over a picture overflow, but for those with `out`.
+    low = torch.mm(flat, waves, out=flat.new_empty(len(flat), waves.shape[1]))
+    filtered = torch.addmm(flat, low, waves.T, alpha=(s - 1) / (height * width), out=torch.empty_like(flat))
+    return filtered.reshape(x.shape).to(x.dtype)
 
 
 def _waves(height: int, width: int, device: torch.device) -> torch.Tensor:
