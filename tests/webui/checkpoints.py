@@ -73,20 +73,20 @@ def tiny_config(name: str, webui: Path, clip: Path):
     params = config.model.params
     unet = params["network_config" if name in SDXL_NAMES else "unet_config"].params
     unet.model_channels = MODEL_CHANNELS
-    params.first_stage_config.params.ddconfig.ch = MODEL_CHANNELS
+    params.first_stage_config.params.ddconfig.update(ch=32, ch_mult=[1, 1, 2, 2], num_res_blocks=1)
     params.pop("scheduler_config", None)
     config.pop("data", None)
     if name in SDXL_NAMES:
         tiny_sdxl_config(name, params, unet, clip)
     elif name == "tiny-sd2":
-        unet.update(context_dim=OPEN_CLIP_WIDTH, num_head_channels=32, num_heads=-1)
-        unet.use_linear_in_transformer = True
+        unet.pop("num_heads")
+        unet.update(context_dim=OPEN_CLIP_WIDTH, num_head_channels=32, use_linear_in_transformer=True)
         params.cond_stage_config = {
             "target": "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder",
             "params": {"arch": OPEN_CLIP, "freeze": True, "layer": "penultimate"},
         }
     else:
-        unet.context_dim = CLIP_WIDTH
+        unet.update(context_dim=CLIP_WIDTH, num_heads=2)
         params.cond_stage_config.params = {"version": str(clip)}
     return config
 
@@ -109,13 +109,21 @@ def tiny_sdxl_config(name: str, params, unet, clip: Path) -> None:
 
 
 def fill_zeros(model) -> None:
-    """Give layers that training starts from zero the usual random start; else the picture would be flat."""
+    """Give layers that training starts from zero a random start; else the picture is flat.
+
+    The last layer is scaled so that the predicted noise has a deviation of 1, and the prompt's way into the
+    UNet so that guidance matters.
+    """
     import torch
 
     layers = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.Conv1d)
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, layers) and not module.weight.any():
             module.reset_parameters()
+        if name.endswith("diffusion_model.out.2"):
+            module.weight.data *= 3
+        if name.endswith("attn2.to_out.0"):
+            module.weight.data *= 20
 
 
 def write_checkpoint(name: str, webui: Path, models: Path) -> None:
@@ -155,6 +163,7 @@ def write_lora(unet, path: Path) -> None:
 
 def write_small_vaes(models: Path) -> None:
     import torch
+
     from modules import sd_vae_approx, sd_vae_taesd
 
     for seed, name in enumerate(TAESD):

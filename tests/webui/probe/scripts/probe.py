@@ -20,6 +20,8 @@ from pathlib import Path
 import psutil
 import torch
 from fastapi import Body, FastAPI, HTTPException
+from torch.nn.modules import module as torch_module
+
 from modules import (
     patches,
     paths_internal,
@@ -33,7 +35,6 @@ from modules import (
     sd_vae_taesd,
     shared,
 )
-from torch.nn.modules import module as torch_module
 
 INSTANCE = uuid.uuid4().hex
 MODULE_PLACES = ("unet", "hires", "vae", "conds")
