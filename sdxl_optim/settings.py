@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,8 +55,8 @@ class Declaration:
         elif self.kind == "choice":
             ok = any(value == c and type(value) is type(c) for c in self.choices)
         else:
-            ok = not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
-            ok = ok and self.lo <= value <= self.hi and (not self.integer or value == int(value))
+            ok = not isinstance(value, bool) and isinstance(value, (int, float)) and self.lo <= value <= self.hi
+            ok = ok and (not self.integer or value == int(value))
         if not ok:
             raise SettingsError(name, value, self.allowed)
         return (int(value) if self.integer else float(value)) if self.kind == "slider" else value
@@ -325,7 +324,7 @@ def _read_hires(path: Path, value: Any) -> dict[Path, Any]:
 def to_dict(settings: Settings) -> dict:
     """The API's dict of these settings; `from_dict` reads it back to the same settings."""
     result = dataclasses.asdict(settings)
-    if settings.hires.mode != "own":
+    if settings.hires in (Hires(mode="same"), Hires(mode="off")):
         result["hires"] = settings.hires.mode
     return result
 
