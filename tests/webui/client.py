@@ -98,7 +98,11 @@ class Client:
 
 def pixels(image: str) -> np.ndarray:
     """An image of the API's (base64) as [H, W, 3] uint8."""
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(image.split(",", 1)[-1]))).convert("RGB"))
+    return decoded(base64.b64decode(image.split(",", 1)[-1]))
+
+
+def decoded(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
 
 def encoded(array: np.ndarray) -> str:

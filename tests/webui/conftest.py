@@ -1,5 +1,6 @@
 """Live tests: each needs `SD_WEBUI_DIR` and is skipped without it."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,24 @@ def client(webui):
     """The server's API. Nothing of the probe's is left armed for the next test."""
     yield webui.client
     webui.client.post("/probe/off")
+
+
+@pytest.fixture(scope="session")
+def playwright():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        yield playwright
+
+
+@pytest.fixture
+def open_page(playwright):
+    """`open_page(webui, theme=…, width=…)`: its page in Chromium, closed at the end of the test."""
+    from . import browser
+
+    if browser.chromium() is None:
+        pytest.skip("no chromium on the path, and CHROMIUM is not set")
+    with contextlib.ExitStack() as pages:
+        yield lambda webui, **look: pages.enter_context(browser.opened(playwright, webui.url, **look))
 
 
 @pytest.fixture

@@ -79,6 +79,7 @@ class WebUI:
         self.config_file = self.data / "config.json"
         self.config_file.write_text(json.dumps({**SETTINGS, **(settings or {})}))
         (self.data / "extensions").mkdir()
+        (self.data / "tmp").mkdir()
         for folder in map(Path, extensions):
             name = "sdxl_optim" if folder == EXTENSION else folder.name
             (self.data / "extensions" / name).symlink_to(folder, target_is_directory=True)
@@ -103,9 +104,13 @@ class WebUI:
         with self.log_file.open("a") as log:
             self.process = subprocess.Popen(
                 [str(part) for part in (webui_python(), "launch.py", *self.flags)],
-                cwd=webui_dir(), env=offline(), stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                cwd=webui_dir(),
+                env={**offline(), "TMPDIR": str(self.data / "tmp")},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
                 start_new_session=True,
-            )  # fmt: skip
+            )
         self.wait_until_ready()
 
     def wait_until_ready(self) -> None:
