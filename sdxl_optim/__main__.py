@@ -1,0 +1,3 @@
+from sdxl_optim.cli import main
+
+raise SystemExit(main())

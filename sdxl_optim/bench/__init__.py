@@ -1,0 +1,1 @@
+"""Measuring and reporting, shared by the hosts."""

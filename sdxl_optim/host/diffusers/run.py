@@ -1,0 +1,100 @@
+"""One sampling pass over a diffusers pipeline, or over two that share one loop (base, then refiner)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from diffusers import DiffusionPipeline
+
+from sdxl_optim.bench.measure import Stopwatch
+from sdxl_optim.host.diffusers.deepcache import ScheduledDeepCache
+from sdxl_optim.host.diffusers.freeu import FreeUSwitch, freeu_attached
+from sdxl_optim.plan import Note, Plan
+from sdxl_optim.report import PassReport
+from sdxl_optim.schedule import Call, StepPlan
+
+STEP_TENSORS = [
+    "prompt_embeds",
+    "add_text_embeds",
+    "add_time_ids",
+]  # what the cutoff replaces between two steps
+
+
+class DiffusersRun:
+    """Follows a plan through the calls of a pipeline's UNet and counts them as they happen.
+
+    diffusers makes one UNet call a model evaluation, with the uncond rows first. `on_call` is called after
+    each of them.
+    """
+
+    def __init__(self, plan: Plan, name: str, watch: Stopwatch, on_call: Callable[[], object] = lambda: None):
+        self.plan = plan
+        self.report = PassReport(name, plan)
+        self._watch, self._on_call = watch, on_call
+        self._begun = 0  # calls
+        self._freeu: FreeUSwitch | None = None
+        self._deepcache: ScheduledDeepCache | None = None
+
+    def guidance_scale(self, wanted: float) -> float:
+        """What to give the pipeline: 1, where it computes no uncond rows, if the cutoff comes before its
+        first call.
+        """
+        return 1.0 if self._next_step().cut else wanted
+
+    @contextmanager
+    def attached(self, pipe: DiffusionPipeline) -> Iterator[None]:
+        """While entered, the plan runs on `pipe`. Afterwards the pipeline is as before."""
+        with ExitStack() as stack:
+            if self.plan.freeu:
+                switch = freeu_attached(pipe.unet, self.plan.freeu, self.plan.deepcache is not None)
+                self._freeu = stack.enter_context(switch)
+            if self.plan.deepcache:
+                self._deepcache = ScheduledDeepCache(pipe, self.plan.deepcache)
+                self._deepcache.enable()
+                stack.callback(self._close_deepcache)
+            stack.callback(pipe.unet.register_forward_pre_hook(self._before_unet).remove)
+            yield
+        self.report.finished = self._begun == len(self.plan.loop.calls)
+
+    def _close_deepcache(self) -> None:
+        self._deepcache.disable()
+        self.report.store_bytes = max(self.report.store_bytes, self._deepcache.peak_bytes)
+        self._deepcache = None
+
+    def _next_step(self) -> StepPlan:
+        return self.plan.step(self._next_call().step)
+
+    def _next_call(self) -> Call:
+        calls = self.plan.loop.calls
+        return calls[min(self._begun, len(calls) - 1)]
+
+    def _before_unet(self, unet, args) -> None:
+        """The UNet's pre-hook: what this call does, and that it happens. args: sample [B, C, H, W],
+        timestep.
+        """
+        if self._begun == 0 or self._next_call().model != self.plan.loop.calls[self._begun - 1].model:
+            self._watch.lap("prepare")
+        if self._begun == len(self.plan.loop.calls):
+            self.report.add_note(Note("schedule", "the sampler made more calls than foreseen"))
+        call, step, x = self._next_call(), self._next_step(), args[0]
+        self._begun += 1
+        cached = False
+        if self._deepcache:
+            shape = (*x.shape[2:], x.dtype, x.device)
+            cached = self._deepcache.begin(call.place, step.cached, len(x), self.plan.rows.cond, shape)
+        if self._freeu:
+            self._freeu.turn(step.freeu)
+        self.report.count_call(len(x), self.plan.rows.cond + self.plan.rows.uncond, step.freeu)
+        self.report.count_unet(len(x), True, cached)
+
+    def after_step(self, pipe: DiffusionPipeline, index: int, timestep, tensors: dict) -> dict:
+        """The pipeline's callback_on_step_end: drops the uncond rows before the first call without them."""
+        if self._next_step().cut and pipe.do_classifier_free_guidance:
+            tensors = {name: tensors[name].chunk(2)[-1] for name in STEP_TENSORS}
+            pipe._guidance_scale = 1.0
+        calls = self.plan.loop.calls
+        if self._begun >= len(calls) or calls[self._begun].model != calls[self._begun - 1].model:
+            self.report.seconds += self._watch.lap("sampling")
+        self._on_call()
+        return tensors
