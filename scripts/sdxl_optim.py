@@ -1,8 +1,8 @@
 """The WebUI's entry: forwards its events to sdxl_optim.host.webui, and nothing else."""
 
 import gradio as gr
-from modules import scripts
 
+from modules import scripts
 from sdxl_optim.host.webui import extension, ui
 
 

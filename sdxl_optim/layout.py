@@ -1,7 +1,7 @@
 """What a UNet of the ldm/sgm layout looks like: SD 1.x, 2.x, SDXL and its refiner.
 
-Such a UNet runs `input_blocks`, `middle_block` and `output_blocks` in order; output block i is given the features so far and,
-concatenated behind them on dim 1, what input block -(i+1) had put out.
+Such a UNet runs `input_blocks`, `middle_block` and `output_blocks` in order; output block i is given the features
+so far and, concatenated behind them on dim 1, what input block -(i+1) had put out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ class Layout:
     """A UNet's blocks and widths.
 
     blocks: all blocks in the order in which they run. depth: number of input blocks (as many as output blocks).
-    channels: what each of `blocks` puts out. stages: for each output block, its resolution counted from the deepest one.
+    channels: what each of `blocks` puts out. stages: for each output block, its resolution counted from the deepest
+    one.
     """
 
     unet: nn.Module

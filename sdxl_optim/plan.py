@@ -1,4 +1,5 @@
-"""Settings + facts of the run → Plan: what will happen on this model, size and sampler, and what was refused and why."""
+"""Settings + facts of the run → Plan: what will happen on this model, size and sampler, and what was refused and
+why."""
 
 from __future__ import annotations
 
@@ -72,7 +73,9 @@ def make_plan(settings: Settings, facts: Facts) -> Plan:
 
     freeu_steps = schedule.window(freeu.start, freeu.stop, n) if freeu else ()
     cached_steps = _cached_steps(deepcache, n) if deepcache else frozenset()
-    steps = tuple(StepPlan(i in cached_steps, cut_from is not None and i >= cut_from, i in freeu_steps) for i in range(n))
+    steps = tuple(
+        StepPlan(i in cached_steps, cut_from is not None and i >= cut_from, i in freeu_steps) for i in range(n)
+    )
     prediction = schedule.predict(steps, loop, facts.rows)
     last = steps[-1] if steps else StepPlan()
     return Plan(loop, facts.rows, freeu, deepcache, steps, last, tuple(notes), prediction)
@@ -87,7 +90,12 @@ def _freeu(settings: Settings, facts: Facts, notes: list[Note]) -> FreeU | None:
     elif facts.freeu_stages == 0:
         notes.append(Note("FreeU", "this model's UNet has no stage that it acts on"))
     elif not facts.loop.foreseeable and (freeu.start, freeu.stop) != (0.0, 1.0):
-        notes.append(Note("FreeU", "this sampler's number of steps can't be foreseen, so a start/stop window can't be kept"))
+        notes.append(
+            Note(
+                "FreeU",
+                "this sampler's number of steps can't be foreseen, so a start/stop window can't be kept",
+            )
+        )
     else:
         return freeu
     return None
@@ -133,7 +141,5 @@ def _cached_steps(deepcache: DeepCache, n: int) -> frozenset[int]:
     if deepcache.mode == "uniform":
         full = schedule.full_steps_uniform(len(inside), deepcache.cache_interval)
     else:
-        full = schedule.full_steps_nonuniform(
-            len(inside), deepcache.cache_interval, deepcache.center, deepcache.power
-        )
+        full = schedule.full_steps_nonuniform(len(inside), deepcache.cache_interval, deepcache.center, deepcache.power)
     return frozenset(i for k, i in enumerate(inside) if k not in full)

@@ -1,4 +1,5 @@
-"""One sampling pass: opens the patches, publishes what the current call does, counts what happens, leaves nothing behind."""
+"""One sampling pass: opens the patches, publishes what the current call does, counts what happens, leaves nothing
+behind."""
 
 from __future__ import annotations
 
@@ -20,9 +21,9 @@ from sdxl_optim.schedule import Call, StepPlan
 class Run:
     """A context manager around a sampler's loop.
 
-    The host calls `attach` with the UNet before the first call and whenever another model takes over, `begin_call` before
-    each model evaluation, and `suspend`/`resume` around anything else that samples meanwhile. UNet calls that belong to
-    none of ours pass untouched.
+    The host calls `attach` with the UNet before the first call and whenever another model takes over, `begin_call`
+    before each model evaluation, and `suspend`/`resume` around anything else that samples meanwhile. UNet calls
+    that belong to none of ours pass untouched.
     """
 
     def __init__(self, plan: Plan, name: str = "base"):
@@ -75,7 +76,10 @@ class Run:
             self._store = DeepCacheStore(layout, self.plan.deepcache.cache_branch_id)
             stack.enter_context(deepcache_attached(layout, self._store))
         elif self.plan.deepcache:
-            self.note("DeepCache", f"branch {self.plan.deepcache.cache_branch_id} is deeper than the next model's UNet")
+            self.note(
+                "DeepCache",
+                f"branch {self.plan.deepcache.cache_branch_id} is deeper than the next model's UNet",
+            )
         if self.plan.freeu:
             depth = layout.depth
             stack.enter_context(freeu_attached(layout, self.plan.freeu, lambda i: self._freeu_on(i, depth)))

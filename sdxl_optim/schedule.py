@@ -1,7 +1,7 @@
 """From a plan to what each step and each UNet call does. Every ordering rule is here; no torch.
 
-A *step* is one of the sampler's; a *call* is one evaluation of the model, of which a step may need several (Heun, DPM2, …).
-`i` counts steps, `n` is their number in the sampler's real loop.
+A *step* is one of the sampler's; a *call* is one evaluation of the model, of which a step may need several (Heun,
+DPM2, …). `i` counts steps, `n` is their number in the sampler's real loop.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Call:
 
 @dataclass(frozen=True)
 class Loop:
-    """The sampler's real loop: its calls in order. `foreseeable` is false where only running it can tell, `needs_uncond`
-    is true where the sampler works with the unconditional prediction itself (CFG++)."""
+    """The sampler's real loop: its calls in order. `foreseeable` is false where only running it can tell,
+    `needs_uncond` is true where the sampler works with the unconditional prediction itself (CFG++)."""
 
     calls: tuple[Call, ...] = ()
     foreseeable: bool = True
@@ -97,8 +97,8 @@ class Stored:
 def usable_rows(stored: Stored | None, rows: int, cond_rows: int, model: int, shape: tuple = ()) -> int | None:
     """How many of the stored rows serve a call of `rows` rows, or None where they can't.
 
-    The host puts the cond rows first; a call that computes only those takes the store's first `cond_rows` rows. Anything
-    else must match exactly. `shape` is all else that must be equal: height, width, dtype and device.
+    The host puts the cond rows first; a call that computes only those takes the store's first `cond_rows` rows.
+    Anything else must match exactly. `shape` is all else that must be equal: height, width, dtype and device.
     """
     if stored is None or stored.model != model or stored.shape != shape:
         return None
@@ -111,9 +111,9 @@ def usable_rows(stored: Stored | None, rows: int, cond_rows: int, model: int, sh
 class Rows:
     """How the host lays out one denoiser call.
 
-    cond, uncond: rows of each; batch: pictures. Where the prompts' lengths differ (same_length false), the uncond rows go
-    through the UNet in a call of their own; where the user switched batching off (batched false), each call takes at most
-    `batch` rows.
+    cond, uncond: rows of each; batch: pictures. Where the prompts' lengths differ (same_length false), the uncond
+    rows go through the UNet in a call of their own; where the user switched batching off (batched false), each call
+    takes at most `batch` rows.
     """
 
     cond: int
@@ -136,7 +136,8 @@ def _chunks(total: int, size: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Counts:
-    """Denoiser calls, UNet calls (full and cached) and rows through the UNet; `stock_rows` is what a stock run computes."""
+    """Denoiser calls, UNet calls (full and cached) and rows through the UNet; `stock_rows` is what a stock run
+    computes."""
 
     calls: int = 0
     full: int = 0

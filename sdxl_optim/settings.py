@@ -1,8 +1,8 @@
 """Every setting, declared once.
 
-A field's declaration is the only place that knows its default, range, label, help and infotext key. The UI's components,
-the API's checks, the infotext and its reading back, the command line and the documentation's table are derived from it by
-iterating over `fields()`.
+A field's declaration is the only place that knows its default, range, label, help and infotext key. The UI's
+components, the API's checks, the infotext and its reading back, the command line and the documentation's table are
+derived from it by iterating over `fields()`.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ class CfgCutoff:
     enabled: bool = toggle(
         False,
         "CFG cutoff",
-        "Switches guidance off for the last steps, which then cost half. At CFG scale 1, where the negative prompt has no"
-        " effect, it is off from the first step.",
+        "Switches guidance off for the last steps, which then cost half. At CFG scale 1, where the negative prompt"
+        " has no effect, it is off from the first step.",
     )
     stop: float = slider(0.75, 0.0, 1.0, 0.01, "stop", "Fraction of the steps after which guidance is off.")
 
@@ -136,14 +136,26 @@ class DeepCache:
     """DeepCache, arXiv:2312.00858: the UNet's deep features are computed at some steps and kept for the next ones."""
 
     enabled: bool = toggle(False, "DeepCache", "Computes the whole UNet only at every Nth step.")
-    cache_interval: int = slider(3, 1, 10, 1, "interval", "One full step in this many. Higher is faster and changes more.")
+    cache_interval: int = slider(
+        3, 1, 10, 1, "interval", "One full step in this many. Higher is faster and changes more."
+    )
     cache_branch_id: int = slider(
-        0, 0, 11, 1, "branch", "How much of the UNet still runs on cached steps: 0 is the least (fastest), up to the UNet's depth."
+        0,
+        0,
+        11,
+        1,
+        "branch",
+        "How much of the UNet still runs on cached steps: 0 is the least (fastest), up to the UNet's depth.",
     )
     mode: str = choice(
-        "uniform", ("uniform", "nonuniform"), "mode", "Nonuniform puts the full steps closer together around a centre."
+        "uniform",
+        ("uniform", "nonuniform"),
+        "mode",
+        "Nonuniform puts the full steps closer together around a centre.",
     )
-    center: float = slider(0.3, 0.0, 1.0, 0.01, "center", "Nonuniform: fraction of the steps around which full steps gather.")
+    center: float = slider(
+        0.3, 0.0, 1.0, 0.01, "center", "Nonuniform: fraction of the steps around which full steps gather."
+    )
     power: float = slider(1.4, 1.0, 4.0, 0.05, "power", "Nonuniform: how strongly they gather. 1 is uniform.")
     start: float = _start()
     stop: float = _stop()
@@ -154,7 +166,10 @@ class Vae:
     """How the latents become a picture."""
 
     decoder: str = choice(
-        "host", ("host", "full", "tiny"), "decoder", "Tiny decodes many times faster in far less memory, with softer fine detail."
+        "host",
+        ("host", "full", "tiny"),
+        "decoder",
+        "Tiny decodes many times faster in far less memory, with softer fine detail.",
     )
     precision: str = choice("host", ("host",), "precision", "The WebUI's own.", in_ui=False)
     tiling: bool = choice(False, (False,), "tiling", "Not available yet.", in_ui=False)

@@ -25,10 +25,10 @@ def scale_backbone(h: torch.Tensor, b: float, version: int = 1) -> torch.Tensor:
 def scale_low_frequencies(x: torch.Tensor, s: float) -> torch.Tensor:
     """Multiply x's lowest frequencies by s: the Fourier filter with threshold 1 (equations 5 to 7).
 
-    x: [B, C, H, W]; returns the same shape and dtype. The filter's mask covers the frequencies -1 and 0 of each axis, four
-    of all, so the transform is written out for these: a product with seven waves and one back. That is the same filter in
-    fp32 at a fraction of the traffic of a full FFT, for every size and on devices without complex numbers. It takes no
-    part in autograd.
+    x: [B, C, H, W]; returns the same shape and dtype. The filter's mask covers the frequencies -1 and 0 of each
+    axis, four of all, so the transform is written out for these: a product with seven waves and one back. That is
+    the same filter in fp32 at a fraction of the traffic of a full FFT, for every size and on devices without
+    complex numbers. It takes no part in autograd.
     """
     batch, channels, height, width = x.shape
     waves = _waves(height, width, x.device)

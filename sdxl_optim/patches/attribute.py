@@ -10,8 +10,8 @@ from contextlib import contextmanager
 def replaced(target: object, name: str, make: Callable) -> Iterator[None]:
     """While entered, `target.name` is make(original), as an instance attribute.
 
-    On exit the attribute is put back only if it is still ours; if somebody wrapped it meanwhile, theirs stays, and what we
-    put there calls the original from then on: a restore that clobbers a later patch would do more harm.
+    On exit the attribute is put back only if it is still ours; if somebody wrapped it meanwhile, theirs stays, and
+    what we put there calls the original from then on: a restore that clobbers a later patch would do more harm.
     """
     original = getattr(target, name)
     had_own = name in vars(target)

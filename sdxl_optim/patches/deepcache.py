@@ -1,7 +1,9 @@
-"""DeepCache (arXiv:2312.00858) on a UNet of the ldm/sgm layout: the blocks deeper than a branch keep still on cached steps.
+"""DeepCache (arXiv:2312.00858) on a UNet of the ldm/sgm layout: the blocks deeper than a branch keep still on
+cached steps.
 
-Branches are counted as the `deepcache` package does: branch k = 3 * block + layer, which in this layout is simply the input
-block whose skip connection is the last one still computed. (The paper counts skip branches from 1 and per down block.)
+Branches are counted as the `deepcache` package does: branch k = 3 * block + layer, which in this layout is simply
+the input block whose skip connection is the last one still computed. (The paper counts skip branches from 1 and per
+down block.)
 """
 
 from __future__ import annotations
@@ -19,14 +21,16 @@ from sdxl_optim.schedule import Stored, usable_rows
 class DeepCacheStore:
     """The stored deep features of one UNet, and what the UNet call now running does with them.
 
-    There is one entry for each key (a call's place in its step and its part, where the host splits it), so their number is
-    bounded by the calls of one step.
+    There is one entry for each key (a call's place in its step and its part, where the host splits it), so their
+    number is bounded by the calls of one step.
     """
 
     def __init__(self, layout: Layout, branch: int):
         self.branch = branch
         self.first_skipped = branch + 1
-        self.keeper = 2 * layout.depth - 1 - branch  # the last block that cached steps skip; its output is what is stored
+        self.keeper = (
+            2 * layout.depth - 1 - branch
+        )  # the last block that cached steps skip; its output is what is stored
         self.disabled: str | None = None  # the reason, once something was seen that can't be served
         self.peak_bytes = 0
         self._entries: dict[Hashable, tuple[Stored, torch.Tensor]] = {}

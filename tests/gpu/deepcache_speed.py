@@ -1,9 +1,11 @@
-"""DeepCache here against the `deepcache` package on diffusers, in one process on one GPU, full-size SDXL, random weights.
+"""DeepCache here against the `deepcache` package on diffusers, in one process on one GPU, full-size SDXL, random
+weights.
 
     python tests/gpu/deepcache_speed.py --sgm GENERATIVE_MODELS [--json OUT] [--tiny]
 
-GENERATIVE_MODELS is a checkout of the generative-models repository that the WebUI pins: its UNet class is the one that the
-WebUI runs. Both sides run the same Euler loop over fp16 latents of a 1024×1024 picture with CFG (two rows a call).
+GENERATIVE_MODELS is a checkout of the generative-models repository that the WebUI pins: its UNet class is the one
+that the WebUI runs. Both sides run the same Euler loop over fp16 latents of a 1024×1024 picture with CFG (two rows
+a call).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import random
 import statistics
 import sys
 import types
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -119,7 +122,11 @@ def hundred_random_runs(unet, latent, text, vector, dtype) -> dict:
     rng, levels, before = random.Random(0), [], leftovers(unet)
     for _ in range(100):
         n = rng.randint(3, 8)
-        deepcache = {"enabled": rng.random() < 0.8, "cache_interval": rng.randint(1, 4), "cache_branch_id": rng.randint(0, 8)}
+        deepcache = {
+            "enabled": rng.random() < 0.8,
+            "cache_interval": rng.randint(1, 4),
+            "cache_branch_id": rng.randint(0, 8),
+        }
         asked = {
             "freeu": {"enabled": rng.random() < 0.5, "version": rng.choice([1, 2])},
             "cfg_cutoff": {"enabled": rng.random() < 0.5, "stop": rng.random()},
@@ -136,14 +143,21 @@ def hundred_random_runs(unet, latent, text, vector, dtype) -> dict:
         if run.report.as_predicted is not True:
             raise AssertionError(f"{asked}: {run.report.counts} where {plan.prediction} was foreseen")
         levels.append(torch.cuda.memory_allocated() if latent.is_cuda else 0)
-    return {"leftovers": leftovers(unet) - before, "bytes_after_1st": levels[0], "bytes_after_100th": levels[-1], "most": max(levels)}
+    return {
+        "leftovers": leftovers(unet) - before,
+        "bytes_after_1st": levels[0],
+        "bytes_after_100th": levels[-1],
+        "most": max(levels),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sgm", type=Path, required=True)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--tiny", action="store_true", help="small widths on whatever device there is, to try the script")
+    parser.add_argument(
+        "--tiny", action="store_true", help="small widths on whatever device there is, to try the script"
+    )
     parser.add_argument("--runs", type=int, default=7)
     args = parser.parse_args()
     from DeepCache import DeepCacheSDHelper
@@ -161,7 +175,10 @@ def main() -> None:
 
     ours = fill(sgm_unet(args.sgm, args.tiny), device, dtype)
     theirs = fill(diffusers_unet(args.tiny), device, dtype)
-    added = {"text_embeds": vector[:, : adm - 6 * (8 if args.tiny else 256)], "time_ids": torch.ones(2, 6, device=device)}
+    added = {
+        "text_embeds": vector[:, : adm - 6 * (8 if args.tiny else 256)],
+        "time_ids": torch.ones(2, 6, device=device),
+    }
 
     def call_ours(x, t):
         return ours(x, timesteps=t.expand(2).to(dtype), context=text, y=vector)
@@ -208,7 +225,7 @@ def main() -> None:
             with torch.no_grad():
                 x = torch.cat([latent, latent])
                 call_theirs(x, timesteps[0])
-                return [timed(lambda: call_theirs(x, t), device) for t in timesteps[1:3]][-1]
+                return [timed(partial(call_theirs, x, t), device) for t in timesteps[1:3]][-1]
         finally:
             helper.disable()
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 
-from fastapi import HTTPException
 from modules import script_callbacks
 from modules.shared import opts
-
 from sdxl_optim import settings as declared
 from sdxl_optim.errors import SettingsError
 from sdxl_optim.host.webui import infotext, ui
 from sdxl_optim.host.webui.job import Job, begin_job, end_job, job_of, log, refuse_request
 from sdxl_optim.host.webui.sampling import on_cfg_denoiser, watch_sampler
 from sdxl_optim.host.webui.vae import METHODS, OPTION, decode_method, why_no_tiny_decoder
+from sdxl_optim.host.webui.xyz import WrongSettings, add_axes, with_axes
 from sdxl_optim.plan import Note
 from sdxl_optim.report import JobReport
 from sdxl_optim.settings import Settings
@@ -21,19 +20,10 @@ from sdxl_optim.settings import Settings
 last_report: dict[str, JobReport] = {}  # by tab
 
 
-class WrongSettings(HTTPException):
-    """HTTP 422 by the API; the same sentence in the UI's error box."""
-
-    def __init__(self, error: SettingsError):
-        super().__init__(status_code=422, detail=str(error))
-
-    def __str__(self) -> str:
-        return self.detail
-
-
 def register_callbacks() -> None:
     _show_log()
     script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
+    script_callbacks.on_before_ui(add_axes)
     script_callbacks.on_infotext_pasted(infotext.on_infotext_pasted)
 
 
@@ -48,7 +38,8 @@ def _show_log() -> None:
 
 
 def parse_args(args: tuple) -> Settings:
-    """The script's arguments: the API's dict as the first, or the components' values in their order. Raises SettingsError."""
+    """The script's arguments: the API's dict as the first, or the components' values in their order. Raises
+    SettingsError."""
     if args and isinstance(args[0], dict):
         return declared.from_dict(args[0])
     fields = ui.ui_fields()
@@ -58,7 +49,7 @@ def parse_args(args: tuple) -> Settings:
 def before_process(p, tab: str, args: tuple) -> None:
     end_job(p)
     try:
-        settings = parse_args(args)
+        settings = with_axes(parse_args(args), p)
     except SettingsError as error:
         refuse_request(p, WrongSettings(error))
         return

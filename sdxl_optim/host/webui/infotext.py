@@ -37,7 +37,8 @@ def is_ours(params: dict[str, Any]) -> bool:
 def field_reader(field: Field):
     """What the host calls to fill one component from parsed infotext; None leaves the component as it is.
 
-    A picture made with the extension sets every component; one made without switches it off; a bare prompt changes nothing.
+    A picture made with the extension sets every component; one made without switches it off; a bare prompt changes
+    nothing.
     """
 
     def value(params: dict[str, Any]) -> Any:

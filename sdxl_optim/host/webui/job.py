@@ -46,7 +46,7 @@ def job_of(p) -> Job | None:
 def begin_job(p, job: Job) -> None:
     """Attach `job` to `p` until the end of its process_images.
 
-    `postprocess` is not called after an exception. What the host always does, in the `finally` of process_images, is ask
+    `postprocess` is not called after an exception. What the host always does, in process_images' `finally`, is ask
     whether to restore the request's override settings: this answer is the one end of a job that always comes.
     """
     end_job(p)

@@ -1,5 +1,5 @@
-"""The sampler's real loop, known before it runs: the sampler function itself is run once on a one-pixel latent with a model
-that answers zeros, and its calls are written down.
+"""The sampler's real loop, known before it runs: the sampler function itself is run once on a one-pixel latent with
+a model that answers zeros, and its calls are written down.
 
 No table of samplers can keep up with the number of calls that each scheduler, strength and setting makes; the function
 itself always tells. The rehearsal takes no random numbers, touches no model and lasts some milliseconds.
@@ -24,7 +24,8 @@ class CannotRehearse(Exception):
 
 
 def rehearse(sampler, func: Callable) -> Loop:
-    """The loop of `sampler`, whose `launch_sampling` was given `func`. `foreseeable` is false where it can't be known."""
+    """The loop of `sampler`, whose `launch_sampling` was given `func`. `foreseeable` is false where it can't be
+    known."""
     if sampler.func is k_diffusion.sampling.sample_dpm_adaptive:  # it chooses its steps by what the model answers
         return Loop(foreseeable=False)
     model = _Model(sampler.model_wrap_cfg)
@@ -39,7 +40,9 @@ def _run(sampler, func: Callable, model: _Model) -> None:
     given = inspect.getclosurevars(func).nonlocals
     kwargs = dict(given["extra_params_kwargs"])
     x = given["xi"] if "xi" in given else given["x"]
-    if "timesteps" not in kwargs:  # k-diffusion's samplers keep their sigmas on the CPU; the others live beside the model
+    if (
+        "timesteps" not in kwargs
+    ):  # k-diffusion's samplers keep their sigmas on the CPU; the others live beside the model
         x = torch.zeros(0, dtype=torch.float32)
     latent = torch.zeros(1, 4, 1, 1, device=x.device, dtype=x.dtype)
     if "noise_sampler" in inspect.signature(sampler.func).parameters:

@@ -1,4 +1,5 @@
-"""Around the sampler's loop: what is known before it starts, the run that it goes through, and the cutoff in its callback."""
+"""Around the sampler's loop: what is known before it starts, the run that it goes through, and the cutoff in its
+callback."""
 
 from __future__ import annotations
 
@@ -7,9 +8,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import torch
+
 from modules import prompt_parser, sd_unet, shared
 from modules.shared import opts
-
 from sdxl_optim.errors import Unsupported
 from sdxl_optim.host.webui.job import Job
 from sdxl_optim.host.webui.rehearsal import rehearse
@@ -31,7 +32,8 @@ def pass_name(p) -> str:
 
 
 def watch_sampler(p, job: Job | None) -> None:
-    """Have p.sampler's next loop run inside a Run (or, where the extension is off for `p`, undisturbed by those of others)."""
+    """Have p.sampler's next loop run inside a Run (or, where the extension is off for `p`, undisturbed by those of
+    others)."""
     if job is None and not _active:
         return
     sampler = p.sampler
@@ -144,7 +146,9 @@ def _switch_to_refiner(p, denoiser, total: int, calls: tuple[Call, ...]) -> tupl
     info, at = p.refiner_checkpoint_info, p.refiner_switch_at
     if info is None or at is None or shared.sd_model.sd_checkpoint_info == info:
         return calls
-    if getattr(p, "enable_hr", False) and opts.hires_fix_refiner_pass == ("first pass" if p.is_hr_pass else "second pass"):
+    if getattr(p, "enable_hr", False) and opts.hires_fix_refiner_pass == (
+        "first pass" if p.is_hr_pass else "second pass"
+    ):
         return calls
     levels = getattr(denoiser.inner_model, "sigmas", None)
     levels = None if levels is None else levels.cpu()
@@ -184,7 +188,8 @@ def on_cfg_denoiser(params) -> None:
 
 
 def _follow_model(run: Run) -> None:
-    """Attach to the model that will answer: the first, or the refiner after the switch (perhaps in the same UNet object)."""
+    """Attach to the model that will answer: the first, or the refiner after the switch (perhaps in the same UNet
+    object)."""
     model = shared.sd_model
     key = (model.model.diffusion_model, model.sd_checkpoint_info.filename)
     if run.attached_to != key:

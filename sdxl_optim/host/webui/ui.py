@@ -7,10 +7,10 @@ import json
 from dataclasses import dataclass
 
 import gradio as gr
+
 from modules import shared
 from modules.infotext_utils import PasteField
 from modules.ui_components import FormRow, InputAccordion
-
 from sdxl_optim import settings as declared
 from sdxl_optim.host.webui import infotext
 from sdxl_optim.host.webui.vae import copy_decoder
@@ -22,7 +22,8 @@ TITLE = "SDXL Optim"
 
 @dataclass
 class Accordion:
-    """The components in the order of the declarations, the fields that fill them from infotext, and the report's place."""
+    """The components in the order of the declarations, the fields that fill them from infotext, and the report's
+    place."""
 
     components: list[gr.components.Component]
     paste_fields: list[PasteField]
@@ -90,7 +91,8 @@ def _tiny_decoder_file(elem_id) -> None:
 
 
 def _component(field: Field, elem_id) -> gr.components.Component:
-    """One setting's component. Labels are unique within the accordion: the host keeps the user's own defaults by them."""
+    """One setting's component. Labels are unique within the accordion: the host keeps the user's own defaults by
+    them."""
     d = field.declaration
     common = {"label": field.title, "elem_id": elem_id("_".join(field.path))}
     if d.kind == "toggle":

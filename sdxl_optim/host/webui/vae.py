@@ -8,9 +8,10 @@ from pathlib import Path
 from urllib.error import URLError
 
 import torch
+from safetensors.torch import load_file
+
 from modules import paths_internal, sd_vae_taesd, shared
 from modules.shared import opts
-from safetensors.torch import load_file
 
 OPTION = "sd_vae_decode_method"
 METHODS = {"tiny": "TAESD", "full": "Full"}
@@ -36,14 +37,18 @@ def why_no_tiny_decoder() -> str | None:
 def copy_decoder(source: str) -> str:
     """Copy a tiny decoder from elsewhere to where the host looks for it; the answer is one sentence for the user.
 
-    source: a .pth or .safetensors file in TAESD's own layout (https://github.com/madebyollin/taesd). It is read as plain
-    tensors and tried before anything is written.
+    source: a .pth or .safetensors file in TAESD's own layout (https://github.com/madebyollin/taesd). It is read as
+    plain tensors and tried before anything is written.
     """
     path, target = Path(source.strip().strip('"')), decoder_path()
     if not path.is_file():
         return f"There is no file {path}."
     try:
-        weights = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        weights = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
         weights = {key.removeprefix("decoder."): value for key, value in weights.items()}
         sd_vae_taesd.decoder(weights["1.weight"].shape[1]).load_state_dict(weights)
     except Exception as error:  # whatever is wrong with a file that a user picked, it is the file
@@ -56,7 +61,8 @@ def copy_decoder(source: str) -> str:
 
 @contextmanager
 def decode_method(method: str) -> Iterator[None]:
-    """While entered, the host decodes by `method`. Afterwards its option is as before, also where its config lacked it."""
+    """While entered, the host decodes by `method`. Afterwards its option is as before, also where its config lacked
+    it."""
     missing = object()
     before = opts.data.get(OPTION, missing)
     opts.set(OPTION, method, run_callbacks=False)

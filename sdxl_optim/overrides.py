@@ -1,0 +1,67 @@
+"""Single values laid over settings: an X/Y/Z axis, a named combination. A value switches its technique on; `off`,
+off."""
+
+from __future__ import annotations
+
+from sdxl_optim import settings as declared
+from sdxl_optim.errors import SettingsError
+from sdxl_optim.settings import Field, Path, Settings
+
+OFF = "off"
+
+# The words of a combination such as "freeu+cutoff 0.75+deepcache 3": technique → the field that a number sets.
+COMBINATION: dict[str, tuple[Path, Path | None]] = {
+    "freeu": (("freeu", "enabled"), ("freeu", "b1")),
+    "cutoff": (("cfg_cutoff", "enabled"), ("cfg_cutoff", "stop")),
+    "deepcache": (("deepcache", "enabled"), ("deepcache", "cache_interval")),
+    "branch": (("deepcache", "enabled"), ("deepcache", "cache_branch_id")),
+    "tiny": (("vae", "decoder"), None),
+}
+
+
+def read_value(field: Field, text: str) -> dict[Path, object]:
+    """The changes that one axis value means. Raises SettingsError."""
+    technique = switch_of(field)
+    if technique is not None and text.strip().lower() == OFF:
+        return {technique: False}
+    try:
+        value = field.declaration.read(field.name, text)
+    except SettingsError as error:
+        allowed = error.allowed + (f", or {OFF}" if technique else "")
+        raise SettingsError(field.title, text, allowed) from None
+    own = {("hires", "mode"): "own"} if field.path[0] == "hires" and technique else {}
+    return own | ({} if technique is None else {technique: True}) | {field.path: value}
+
+
+def switch_of(field: Field) -> Path | None:
+    """The `enabled` of the technique that this setting belongs to, or None."""
+    switch = (*field.path[:-1], "enabled")
+    return switch if len(field.path) > 1 and any(f.path == switch for f in declared.fields()) else None
+
+
+def read_combination(text: str) -> dict[Path, object]:
+    """The changes that a combination means, "stock" or "off" being none of all. Raises SettingsError."""
+    allowed = "stock, or names joined by +, each with its number or none: " + ", ".join(COMBINATION)
+    changes: dict[Path, object] = {switch: False for switch, _ in COMBINATION.values() if switch[-1] == "enabled"}
+    changes["vae", "decoder"] = "host"
+    if text.strip().lower() in ("stock", OFF):
+        return changes
+    by_path = {f.path: f for f in declared.fields()}
+    for part in text.split("+"):
+        name, _, number = part.strip().partition(" ")
+        if name not in COMBINATION or (number and COMBINATION[name][1] is None):
+            raise SettingsError("combination", text, allowed)
+        switch, parameter = COMBINATION[name]
+        changes[switch] = "tiny" if name == "tiny" else True
+        if number:
+            changes[parameter] = by_path[parameter].declaration.read(by_path[parameter].name, number)
+    return changes
+
+
+def apply(settings: Settings, changes: dict[Path, object]) -> Settings:
+    """Settings with `changes` laid over. Where the extension is off, it starts from the defaults, not from what the
+    folded accordion holds; and if the changes switch nothing on, it stays off."""
+    base = settings if settings.enabled else Settings()
+    switches_on = any(value not in (False, "host") for value in changes.values())
+    values = {**declared.flatten(base), **changes, ("enabled",): settings.enabled or switches_on}
+    return declared.from_flat(values)
