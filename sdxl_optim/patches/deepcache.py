@@ -54,6 +54,7 @@ class DeepCacheStore:
 
     @property
     def cached_call(self) -> bool:
+        """Whether the blocks up to the keeper keep still; the keeper's turn ends it."""
         return self._reused is not None
 
     def skips_output_block(self, i: int, depth: int) -> bool:
@@ -70,7 +71,9 @@ class DeepCacheStore:
             self.peak_bytes = max(self.peak_bytes, sum(t.nbytes for _, t in self._entries.values()))
 
     def take(self) -> torch.Tensor:
-        return self._reused
+        """The stored feature, once a call: whoever runs the blocks a second time in it computes them."""
+        tensor, self._reused, self._keeper_ran = self._reused, None, True
+        return tensor
 
     def clear(self) -> None:
         """Forget everything stored: another model, or the end of the run."""
