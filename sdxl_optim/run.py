@@ -33,6 +33,7 @@ class Run:
         self._call: Call | None = None
         self._calls_begun = 0
         self._part = 0
+        self._ours = False  # whether the UNet call under way is one of ours
         self._rows_left = 0
         self._cond_rows = 0
         self._model = -1
@@ -136,7 +137,7 @@ class Run:
     def _before_unet(self, unet, args, kwargs) -> None:
         x = args[0] if args else kwargs["x"]
         rows = x.shape[0]
-        ours = self.step is not None and rows <= self._rows_left
+        self._ours = ours = self.step is not None and rows <= self._rows_left
         key: Hashable = None
         if ours:
             key = (self._call.place, self._part)
@@ -150,6 +151,6 @@ class Run:
         self.report.count_unet(rows, ours, cached)
 
     def _freeu_on(self, output_block: int, depth: int) -> bool:
-        if self.step is None or not self.step.freeu:
+        if not self._ours or self.step is None or not self.step.freeu:
             return False
         return self._store is None or not self._store.skips_output_block(output_block, depth)
