@@ -140,13 +140,14 @@ class Run:
         self._ours = ours = self.step is not None and rows <= self._rows_left
         key: Hashable = None
         if ours:
-            key = (self._call.place, self._part)
+            if self._call.step >= 0:  # what was not foreseen is not stored: nothing would ever reuse it
+                key = (self._call.place, self._part)
             self._part += 1
             self._rows_left -= rows
         shape = (*x.shape[2:], x.dtype, x.device)
         cached = False
         if self._store is not None:
-            want = ours and self.step.cached and self._call.step >= 0
+            want = key is not None and self.step.cached
             cached = self._store.begin(key, want, rows, self._cond_rows, self._model, shape)
         self.report.count_unet(rows, ours, cached)
 
