@@ -49,13 +49,13 @@ class Config:
     def n_heads(self, channels: int) -> int:
         return self.heads or channels // self.head_channels
 
-    def tiny(self) -> Config:
-        """The same blocks at widths that a CPU runs in milliseconds."""
+    def tiny(self, layers: int = 1) -> Config:
+        """The same blocks at widths that a CPU runs in milliseconds, with at most so many transformer layers each."""
         return replace(
             self,
             channels=16,
-            depths=tuple(min(2, depth) for depth in self.depths),
-            middle_depth=min(2, self.middle_depth),
+            depths=tuple(min(layers, depth) for depth in self.depths),
+            middle_depth=min(layers, self.middle_depth),
             context=24,
             heads=2 if self.heads else None,
             head_channels=8 if self.head_channels else None,
@@ -159,9 +159,7 @@ class GEGLU(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
-        self.net = nn.Sequential(
-            GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)
-        )
+        self.net = nn.Sequential(GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels))
 
     def forward(self, x):
         return self.net(x)
@@ -273,10 +271,10 @@ class UNetModel(nn.Module):
         return self.out(h)
 
 
-def tiny_unet(name: str = "sdxl", seed: int = 0) -> UNetModel:
+def tiny_unet(name: str = "sdxl", seed: int = 0, layers: int = 1) -> UNetModel:
     """A tiny UNet of the named family with random weights, in eval mode."""
     torch.manual_seed(seed)
-    return UNetModel(CONFIGS[name].tiny()).eval().requires_grad_(False)
+    return UNetModel(CONFIGS[name].tiny(layers)).eval().requires_grad_(False)
 
 
 @dataclass
