@@ -194,6 +194,12 @@ def read_settings(args: argparse.Namespace) -> Settings:
     return result if result.enabled else Settings()
 
 
+def _folder(path: Path) -> Path:
+    if path.exists() and not path.is_dir():
+        raise SettingsError("--out", str(path), "a folder, which is made if there is none")
+    return path
+
+
 def _read_json(text: str) -> object:
     try:
         return json.loads(text if text.lstrip().startswith("{") else Path(text).read_text("utf-8"))
@@ -208,6 +214,7 @@ def _read_json(text: str) -> object:
 
 def _generate(args: argparse.Namespace) -> int:
     values, chosen = _values(args, SAMPLING | GENERATE), read_settings(args)
+    out = _folder(args.out)
     if not args.prompt.strip():
         raise SettingsError("--prompt", args.prompt, "a text")
     for name in ("switch_at", "refiner_strength", "refiner_steps"):
@@ -230,7 +237,7 @@ def _generate(args: argparse.Namespace) -> int:
         models = _load(args, device, dtype, sampler, chosen)
         watch.lap("load")
         result = generate(models, request, chosen)
-    files = _save(result.images, args.out, request.seed)
+    files = _save(result.images, out, request.seed)
     seconds = watch.seconds | result.seconds
     if args.json:
         facts = {"seconds": seconds, "peak_memory_bytes": memory.bytes, "files": [str(f) for f in files]}
@@ -313,6 +320,7 @@ def _happened(p) -> dict:
 
 def _demo(args: argparse.Namespace) -> int:
     values = _values(args, SAMPLING | {"steps": dataclasses.replace(SAMPLING["steps"], default=DEMO_STEPS)})
+    out = _folder(args.out)
     _quiet()
 
     from sdxl_optim.host.diffusers import demo
@@ -328,7 +336,7 @@ def _demo(args: argparse.Namespace) -> int:
         )
     else:
         models, about = demo.demo_models(device, loading.pick_dtype(dtype, device))
-    _say(str(demo.make_demo(models, Request("", **values), args.out, about).resolve()))
+    _say(str(demo.make_demo(models, Request("", **values), out, about).resolve()))
     return 0
 
 
