@@ -15,7 +15,7 @@ from sdxl_optim.schedule import Loop
 pytest.importorskip("diffusers")
 DeepCacheSDHelper = pytest.importorskip("DeepCache").DeepCacheSDHelper
 
-STEPS = 11
+STEPS = 8
 
 
 def recorded(config, size=(8, 8)) -> list[ldm_unet.Inputs]:
@@ -25,7 +25,7 @@ def recorded(config, size=(8, 8)) -> list[ldm_unet.Inputs]:
     for i in range(STEPS):
         noise = torch.randn(first.x.shape, generator=torch.Generator().manual_seed(i))
         x = (1 - 0.05 * i) * first.x + 0.2 * noise
-        timesteps = torch.full((len(x),), float(999 - 90 * i))
+        timesteps = torch.full((len(x),), float(999 - 120 * i))
         sequence.append(ldm_unet.Inputs(x, timesteps, first.context, first.y, first.pooled, first.time_ids))
     return sequence
 
@@ -80,7 +80,7 @@ def test_agrees_with_the_package_at_the_deeper_branches_of_sdxl(branch):
     compare("sdxl", 3, branch, (8, 16))
 
 
-@pytest.mark.parametrize("branch", [0, 1, 3, 5, 8, 10, 11])
+@pytest.mark.parametrize("branch", [0, 5, 11])
 def test_agrees_with_the_package_on_sd15(branch):
     compare("sd15", 2, branch)
 

@@ -76,7 +76,7 @@ def test_a_cached_call_at_branch_0_costs_under_3_percent(full_size):
     assert [name for name in called if name.startswith(tuple(skipped))] == []
 
 
-@pytest.mark.parametrize("branch", [1, 2, 4, 8])
+@pytest.mark.parametrize("branch", [1, 5, 8])
 def test_no_module_below_the_branch_is_called(full_size, branch):
     full, cached, called = cached_flops(full_size, branch)
     depth = read_layout(full_size).depth

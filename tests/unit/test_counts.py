@@ -58,7 +58,7 @@ def any_loop(draw) -> Loop:
 
 
 @given(any_settings, any_rows(), any_loop())
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 def test_the_report_is_what_happened_and_what_was_foreseen(wanted, rows, loop):
     plan = plan_for(wanted, loop, rows, BASE)
     run = Run(plan)

@@ -36,6 +36,8 @@ TECHNIQUES = {
     "all": {**FREEU2, **DEEPCACHE, **CUTOFF},
 }
 each_technique = pytest.mark.parametrize("settings", TECHNIQUES.values(), ids=TECHNIQUES)
+FEW = ["freeu", "deeper", "all"]
+few_techniques = pytest.mark.parametrize("settings", [TECHNIQUES[name] for name in FEW], ids=FEW)
 
 
 @pytest.fixture
@@ -82,7 +84,7 @@ def test_without_a_patch_to_open_the_blocks_are_not_touched(unet, settings):
     assert all(same(outputs(unet, {}), stock_outputs(unet)))
 
 
-@each_technique
+@few_techniques
 @pytest.mark.parametrize(("call", "error"), [(0, RuntimeError), (4, RuntimeError), (1, KeyboardInterrupt)])
 def test_an_exception_inside_the_unet(unet, settings, call, error):
     stock = stock_outputs(unet)
@@ -104,7 +106,7 @@ def test_an_exception_inside_the_unet(unet, settings, call, error):
     assert all(same(stock_outputs(unet), stock))
 
 
-@each_technique
+@few_techniques
 def test_attached_twice_is_attached_once(unet, settings):
     once = outputs(unet, settings)
     with watched(unet) as seen, Run(plan_for(settings, STEPS, unet=unet)) as run:
@@ -126,7 +128,7 @@ def test_entered_twice_is_closed_at_the_first_exit(unet):
     assert traces(unet) == []
 
 
-@each_technique
+@few_techniques
 def test_a_second_run_is_like_the_first(unet, settings):
     assert all(same(outputs(unet, settings), outputs(unet, settings)))
 
@@ -250,7 +252,7 @@ def test_extra_calls_between_ours_are_stock(unet, settings):
     assert run.report.as_predicted
 
 
-@each_technique
+@few_techniques
 def test_a_nested_run_disturbs_nothing(unet, settings):
     other = {"freeu": {"enabled": True, "b1": 1.1}, "deepcache": {"enabled": True, "cache_interval": 3}}
     alone, inner_alone = outputs(unet, settings), outputs(unet, other, size=(8, 16))
