@@ -11,7 +11,19 @@ import random
 import re
 from dataclasses import dataclass, replace
 
-from .data import BACKGROUNDS, CELLS, COLOURS, SHAPES, SIZES, TEXTURES, Scene, Thing, is_held, pick, sample_scene
+from .data import (
+    BACKGROUNDS,
+    CELLS,
+    COLOURS,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    Scene,
+    Thing,
+    is_held,
+    pick,
+    sample_scene,
+)
 
 WRONG = 0.06  # of the colours, shapes and places told
 PLURALS = {shape: "crosses" if shape == "cross" else shape + "s" for shape in SHAPES}
@@ -55,7 +67,7 @@ class Caption:
 
 
 def caption(scene: Scene, rng: random.Random, wrong: float = 0.0, full: bool = False) -> Caption:
-    """Words for a scene. `wrong` is the share of colours, shapes and places told falsely; `full` leaves no place out."""
+    """Words for a scene; `wrong` is the share of colours, shapes and places told falsely, `full` leaves no place out."""
     scene = _mistold(scene, rng, wrong) if wrong else scene
     background = scene.background if full or rng.random() < 0.7 else None
     words = f"{background} {'gradient ' if scene.gradient else ''}background" if background else ""
@@ -143,8 +155,9 @@ def _listed(scene: Scene, rng: random.Random, full: bool):
 _PLACE_WORDS = {phrase: CELLS.index(name) for name, phrases in PLACES.items() for phrase in phrases}
 _PLACE = "|".join(sorted(_PLACE_WORDS, key=len, reverse=True))
 _SHAPE_WORDS = {**{s: s for s in SHAPES}, **{p: s for s, p in PLURALS.items()}}
+_ADJECTIVE = "|".join((*SIZES, *TEXTURES, *COLOURS))
 _THING = re.compile(
-    rf"(?:(?P<before>{_PLACE}) )?\b(?P<number>an|a|one|two|three) (?P<adjectives>(?:(?:{'|'.join((*SIZES, *TEXTURES, *COLOURS))}) )*)"
+    rf"(?:(?P<before>{_PLACE}) )?\b(?P<number>an|a|one|two|three) (?P<adjectives>(?:(?:{_ADJECTIVE}) )*)"
     rf"(?P<shape>{'|'.join(sorted(_SHAPE_WORDS, key=len, reverse=True))})\b(?: (?P<after>{_PLACE}))?"
 )
 _BACKGROUND = re.compile(rf"\b({'|'.join(BACKGROUNDS)}) (?:gradient )?background\b")

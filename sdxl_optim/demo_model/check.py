@@ -17,7 +17,13 @@ from torch import nn
 from .captions import Named, parse
 from .data import CELLS, COLOURS, SHAPES, SIZE, SIZES, TEXTURES
 
-GROUPS = {"present": 1, "shape": len(SHAPES), "colour": len(COLOURS), "texture": len(TEXTURES), "size": len(SIZES)}
+GROUPS = {
+    "present": 1,
+    "shape": len(SHAPES),
+    "colour": len(COLOURS),
+    "texture": len(TEXTURES),
+    "size": len(SIZES),
+}
 WORDS = {"shape": SHAPES, "colour": COLOURS, "texture": TEXTURES, "size": SIZES}
 
 
@@ -54,11 +60,7 @@ class Seen:
 
     def is_named(self, named: Named) -> bool:
         """Shape, colour and place as named; size and texture are reported, not judged."""
-        return (
-            self.shape == named.shape
-            and named.colour in (None, self.colour)
-            and named.cell in (None, self.cell)
-        )
+        return self.shape == named.shape and named.colour in (None, self.colour) and named.cell in (None, self.cell)
 
 
 @dataclass(frozen=True)

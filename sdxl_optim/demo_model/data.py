@@ -108,7 +108,12 @@ def _sample(rng: random.Random) -> Scene:
 def _counted(rng: random.Random, background: str) -> tuple[Thing, ...]:
     cells = pick(rng, ((3, 5), (1, 7), (3, 4, 5), (1, 4, 7)))
     sizes = SIZES if len(cells) == 2 else SIZES[:2]
-    shape, colour, size, texture = pick(rng, SHAPES), _colour(rng, background), pick(rng, sizes), _texture(rng)
+    shape, colour, size, texture = (
+        pick(rng, SHAPES),
+        _colour(rng, background),
+        pick(rng, sizes),
+        _texture(rng),
+    )
     return tuple(Thing(shape, colour, cell, size, texture) for cell in cells)
 
 
@@ -198,11 +203,17 @@ def _texture_mask(u: torch.Tensor, v: torch.Tensor, sharpness: torch.Tensor) -> 
     return (0.5 + waves * sharpness).clamp(0, 1)
 
 
-def render(rows: torch.Tensor, size: int = SIZE) -> torch.Tensor:
-    """Pictures of rows from `rasterise`: float [B, ROW] -> float32 [B, 3, size, size], 0 to 1."""
+def render(rows: torch.Tensor, size: int = SIZE, corner: torch.Tensor | None = None) -> torch.Tensor:
+    """Pictures of rows from `rasterise`: float [B, ROW] -> float32 [B, 3, size, size], 0 to 1.
+
+    With `corner` [B, 2] (x, y), the window of `size` pixels at that place; else the whole picture at that size.
+    """
     rows = rows.float()[:, :, None, None]
-    axis = (torch.arange(size, device=rows.device, dtype=torch.float32) + 0.5) * (SIZE / size)
-    py, px = axis[:, None], axis[None, :]
+    axis = torch.arange(size, device=rows.device, dtype=torch.float32) + 0.5
+    axis = axis * (SIZE / size) if corner is None else axis
+    py, px = axis[:, None].expand(len(rows), -1, 1), axis[None, :].expand(len(rows), 1, -1)
+    if corner is not None:
+        px, py = px + corner[:, 0, None, None], py + corner[:, 1, None, None]
     edge = rows[:, 7]
     along = ((px - 128) * torch.cos(rows[:, 6]) + (py - 128) * torch.sin(rows[:, 6])) / 300 + 0.5
     picture = torch.lerp(rows[:, 0:3], rows[:, 3:6], along.clamp(0, 1)[:, None])

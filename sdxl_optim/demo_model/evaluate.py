@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
-from . import captions, check, export, networks
+from . import captions, check, export
 
 log = logging.getLogger("sdxl_optim.demo_model")
 STEPS = 30
@@ -45,7 +45,12 @@ def latents_of(pipe, prompts: list[str], guidance_scale: float, batch: int) -> t
     for start in range(0, len(prompts), batch):
         part = prompts[start : start + batch]
         seeds = [torch.Generator("cpu").manual_seed(start + i) for i in range(len(part))]
-        options = {"num_inference_steps": STEPS, "guidance_scale": guidance_scale, "height": 256, "width": 256}
+        options = {
+            "num_inference_steps": STEPS,
+            "guidance_scale": guidance_scale,
+            "height": 256,
+            "width": 256,
+        }
         out.append(pipe(part, generator=seeds, output_type="latent", **options).images)
     return torch.cat(out)
 
@@ -111,7 +116,12 @@ def refined(pipe, weights: Path, latents: torch.Tensor, prompts: list[str], batc
     out = []
     for start in range(0, len(prompts), batch):
         part = slice(start, start + batch)
-        options = {"strength": 0.2, "num_inference_steps": STEPS, "guidance_scale": 5.0, "output_type": "latent"}
+        options = {
+            "strength": 0.2,
+            "num_inference_steps": STEPS,
+            "guidance_scale": 5.0,
+            "output_type": "latent",
+        }
         seeds = [torch.Generator("cpu").manual_seed(start + i) for i in range(len(prompts[part]))]
         out.append(refiner(prompts[part], image=latents[part], generator=seeds, **options).images)
     return torch.cat(out)
@@ -159,7 +169,9 @@ def loss_chart(path: Path, panel: tuple[int, int] = (300, 190)) -> Image.Image:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m sdxl_optim.demo_model.evaluate", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m sdxl_optim.demo_model.evaluate", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("--weights", type=Path, default=export.WEIGHTS)
     parser.add_argument("--out", type=Path, default=Path("demo-figures"))
     parser.add_argument("--prompts", type=int, default=64)

@@ -31,7 +31,7 @@ def load(name: str, folder: Path = WEIGHTS) -> Tensors:
 
 
 def write_diffusers(folder: str | Path, weights: Path = WEIGHTS) -> Path:
-    """Write a folder for `StableDiffusionXLPipeline.from_pretrained` (needs diffusers and transformers); about 60 MB."""
+    """Write a folder for `StableDiffusionXLPipeline.from_pretrained` (needs diffusers); about 60 MB."""
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
     folder = Path(folder)
@@ -152,7 +152,8 @@ def sgm_unet_name(name: str, layers: int) -> str:
         "conv_shortcut": "skip_connection",
     }
     block, kind, index, rest = re.fullmatch(
-        r"(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", name
+        r"(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)",
+        name,
     ).groups()
     index = int(index)
     if kind == "resnets":
@@ -220,7 +221,9 @@ def clip_tensors(config: TextConfig, weights: Path = WEIGHTS) -> Tensors:
             empty = (width, width)[: 2 if end == "weight" else 1]
             for j, name in enumerate(("q_proj", "k_proj", "v_proj")):
                 out[f"{layer}self_attn.{name}.{end}"] = qkv[j] if mine else torch.zeros(empty, dtype=half)
-            out[f"{layer}self_attn.out_proj.{end}"] = own[f"{mine}out.{end}"] if mine else torch.zeros(empty, dtype=half)
+            out[f"{layer}self_attn.out_proj.{end}"] = (
+                own[f"{mine}out.{end}"] if mine else torch.zeros(empty, dtype=half)
+            )
         shapes = {"fc1.weight": (config.host_hidden, width), "fc1.bias": (config.host_hidden,)}
         shapes |= {"fc2.weight": (width, config.host_hidden), "fc2.bias": (width,)}
         for name, shape in shapes.items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from functools import cache, lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 START, END = 49406, 49407
@@ -56,7 +57,7 @@ def _word_ids(word: str) -> tuple[int, ...]:
     parts = [_byte_map()[b] for b in word.encode()]
     parts[-1] += "</w>"
     while len(parts) > 1:
-        pairs = [(_ranks()[pair], pair) for pair in zip(parts, parts[1:], strict=False) if pair in _ranks()]
+        pairs = [(_ranks()[pair], pair) for pair in pairwise(parts) if pair in _ranks()]
         if not pairs:
             break
         left, right = min(pairs)[1]
@@ -87,7 +88,12 @@ def write_vocabulary(folder: Path, pad: str = "<|endoftext|>") -> None:
     (folder / "vocab.json").write_text(json.dumps(vocabulary()), "utf-8")
     lines = ["#version: 0.2", *(f"{left} {right}" for _, left, right in merges()), ""]
     (folder / "merges.txt").write_text("\n".join(lines), "utf-8")
-    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": pad}
+    special = {
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": pad,
+    }
     config = {
         **special,
         "add_prefix_space": False,
