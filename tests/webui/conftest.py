@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from . import server
+from . import live, server
 from .client import Client
 
 
@@ -64,3 +64,24 @@ def open_page(playwright):
 def stock(stock_webui):
     yield stock_webui.client
     stock_webui.client.post("/probe/off")
+
+
+@pytest.fixture(scope="session")
+def stock_pictures(stock_webui):
+    """Stock pictures by request, each made once."""
+    return live.Stock(stock_webui.client)
+
+
+@pytest.fixture(scope="session")
+def baseline(webui):
+    """What /probe/state lists before the extension was ever switched on."""
+    webui.client.txt2img(steps=2)
+    return webui.client.state()
+
+
+@pytest.fixture
+def case(webui, stock_pictures, baseline):
+    """The extension's server. At the end of each test its stock pictures must be what they were, and nothing be left."""
+    case = live.Case(webui.url, stock_pictures, baseline)
+    yield case
+    case.finish()

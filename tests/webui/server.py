@@ -29,6 +29,19 @@ SETTINGS = {
     "return_grid": False,
     "grid_save": False,
     "samples_save": False,
+    # What tests change and put back: the host keeps an option that its file lacks, once it was set.
+    "CLIP_stop_at_last_layers": 1,
+    "batch_cond_uncond": True,
+    "hires_fix_refiner_pass": "second pass",
+    "pad_cond_uncond": False,
+    "pad_cond_uncond_v0": False,
+    "refiner_switch_by_sample_steps": False,
+    "s_min_uncond": 0.0,
+    "s_min_uncond_all": False,
+    "sd_unet": "Automatic",
+    "show_progress_every_n_steps": 1,
+    "show_progress_type": "Approx cheap",
+    "skip_early_cond": 0.0,
 }
 START_SECONDS = 180
 

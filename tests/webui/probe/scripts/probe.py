@@ -1,6 +1,6 @@
 """An extension for tests alone: it watches the WebUI through hooks of its own and lists what is patched.
 
-Endpoints under /probe: watch, calls, state, memory, checksum, fault, reload, instance, off. With nothing
+Endpoints under /probe: watch, calls, state, memory, checksum, fault, seed, reload, instance, off. With nothing
 watched and no fault armed it holds no hook on any module.
 """
 
@@ -399,6 +399,12 @@ def trace_memory():
     return memory()
 
 
+def seed():
+    """img2img encodes its picture with random numbers that no request seeds."""
+    torch.manual_seed(0)
+    return {}
+
+
 def on_app_started(_demo, app: FastAPI):
     app.post("/probe/watch")(start_watch)
     app.get("/probe/calls")(take_calls)
@@ -408,6 +414,7 @@ def on_app_started(_demo, app: FastAPI):
     app.get("/probe/checksum")(checksum)
     app.post("/probe/fault")(arm_fault)
     app.post("/probe/off")(turn_off)
+    app.post("/probe/seed")(seed)
     app.post("/probe/reload")(reload_ui)
     app.get("/probe/instance")(lambda: {"instance": INSTANCE})
 

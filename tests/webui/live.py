@@ -1,0 +1,158 @@
+"""A case: generations with the extension on one server, compared with a server that lacks it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+
+from .client import ApiError, Client, Picture, same
+from .server import SETTINGS
+
+SMALL = {"width": 128, "height": 128, "steps": 12}
+FREEU = {"freeu": {"enabled": True}}
+CUTOFF = {"cfg_cutoff": {"enabled": True, "stop": 0.5}}
+DEEPCACHE = {"deepcache": {"enabled": True}}
+TINY = {"vae": {"decoder": "tiny"}}
+ALL = {**FREEU, **CUTOFF, **DEEPCACHE, **TINY}
+HIRES = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.6}
+
+_RESULT = re.compile(r'SDXL Optim result: "((?:[^"\\]|\\.)*)"')
+_NOTES = re.compile(r'SDXL Optim notes: (?:"((?:[^"\\]|\\.)*)"|([^,]*))')
+_PASS = re.compile(
+    r"(?:(?P<name>base|img2img|hires) )?(?P<calls>\d+) calls, (?P<rows>\d+) of (?P<stock_rows>\d+) rows"
+    r"(?:, (?P<full>\d+) full and (?P<cached>\d+) cached)?(?:, FreeU in (?P<freeu>\d+))?"
+    r"(?:, (?P<others>\d+) calls by others untouched)?(?P<stopped>, stopped)?(?P<unplanned>, not as planned)?"
+)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One start of a sampler. `full` and `cached` count UNet calls, `calls` the denoiser's."""
+
+    calls: int
+    rows: int
+    full: int
+    cached: int
+
+
+def reported(picture: Picture) -> list[dict]:
+    """The passes in a picture's infotext, as text or None by name."""
+    found = _RESULT.search(picture.infotext)
+    assert found, f"no result in: {picture.infotext}"
+    passes = [_PASS.fullmatch(text) for text in found[1].split("; ")]
+    assert all(passes), f"not understood: {found[1]}"
+    return [match.groupdict() for match in passes]
+
+
+def notes(picture: Picture) -> str:
+    found = _NOTES.search(picture.infotext)
+    return (found[1] or found[2]) if found else ""
+
+
+def seen(answer: dict) -> list[Pass]:
+    """What the probe's hooks saw, by pass. A UNet call that leaves the middle block out is a cached one."""
+    passes = []
+    for k in range(len(answer["passes"])):
+        calls = [call for call in answer["calls"] if call["pass"] == k]
+        cached = sum("middle_block" not in call["blocks"] for call in calls)
+        steps = {call["denoiser_step"] for call in calls}
+        passes.append(Pass(len(steps), sum(call["rows"] for call in calls), len(calls) - cached, cached))
+    return passes
+
+
+def agrees(report: dict, counts: Pass, stock: Pass) -> None:
+    """The infotext's counts are those of the probe's hooks and of the plan."""
+    assert not report["unplanned"], f"{report}, but {counts} seen"
+    assert (int(report["calls"]), int(report["rows"])) == (counts.calls, counts.rows)
+    assert int(report["stock_rows"]) == stock.rows
+    if counts.cached or report["cached"]:
+        assert (report["full"], report["cached"]) == (str(counts.full), str(counts.cached))
+
+
+class Stock:
+    """What the server without the extension makes of a request: computed once, then remembered."""
+
+    def __init__(self, client: Client):
+        self.client = client
+        self.options = {}
+        self.known = {}
+
+    def __call__(self, kind: str, request: dict, options: dict) -> tuple[list[Picture], list[Pass]]:
+        key = json.dumps([kind, request, options], sort_keys=True)
+        if key not in self.known:
+            if self.options != options:
+                defaults = {name: SETTINGS[name] for name in self.options}
+                self.client.options(**{**defaults, **options})
+                self.options = options
+            self.client.watch()
+            self.client.post("/probe/seed")
+            pictures = self.client.generate(kind, None, request)
+            answer = self.client.get("/probe/calls")
+            self.client.post("/probe/off")
+            self.known[key] = pictures, seen(answer)
+        return self.known[key]
+
+
+class Case(Client):
+    """The extension's server. `finish` makes each request again with the extension off, and compares with `stock`.
+
+    Unless `counts` is switched off, each picture's infotext must tell what the probe saw: `passes` of the last one.
+    """
+
+    def __init__(self, url: str, stock: Stock, baseline: dict):
+        super().__init__(url)
+        self.stock = stock
+        self.baseline = baseline
+        self.changed: dict = {}
+        self.requests: dict[str, tuple] = {}
+        self.counts = True
+        self.passes: list[Pass] = []
+        self.reports: list[dict] = []
+
+    def options(self, **changed) -> dict:
+        self.changed.update(changed)
+        return super().options(**changed)
+
+    def generate(self, kind: str, script: dict | None, request: dict) -> list[Picture]:
+        plain = json.loads(json.dumps(request))
+        self.requests[json.dumps([kind, plain, self.changed], sort_keys=True)] = (kind, plain, dict(self.changed))
+        if script is None or not self.counts:
+            self.post("/probe/seed")
+            return super().generate(kind, script, request)
+        self.watch()
+        self.post("/probe/seed")
+        pictures = super().generate(kind, script, request)
+        self.passes = seen(self.get("/probe/calls"))
+        self.reports = [r for picture in pictures[:: request.get("batch_size", 1)] for r in reported(picture)]
+        _, stock_passes = self.stock(kind, plain, dict(self.changed))
+        for report, counts, stock in zip(self.reports, self.passes, stock_passes, strict=True):
+            agrees(report, counts, stock)
+        return pictures
+
+    def finish(self) -> None:
+        """The request's stock picture is what it was, and nothing of ours is left."""
+        self.post("/probe/off")
+        for kind, request, options in self.requests.values():
+            super().options(**{**{name: SETTINGS[name] for name in self.changed}, **options})
+            expected, _ = self.stock(kind, request, options)
+            self.post("/probe/seed")
+            made = super().generate(kind, None, request)
+            assert len(made) == len(expected)
+            for one, other in zip(made, expected, strict=True):
+                assert one.infotext == other.infotext
+                assert same(one, other), "the stock picture has changed"
+        if self.changed:
+            super().options(**{name: SETTINGS[name] for name in self.changed})
+        state = self.state()
+        for name, before in self.baseline.items():
+            assert state[name] == before, f"{name} is not as it was"
+
+
+def error_of(call) -> ApiError:
+    """The error that `call()` is answered with."""
+    try:
+        answer = call()
+    except ApiError as error:
+        return error
+    raise AssertionError(f"no error, but {len(answer)} pictures")
