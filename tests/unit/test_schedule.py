@@ -111,6 +111,20 @@ def test_nonuniform_with_power_1_is_evenly_spaced(n, interval, center):
     assert max(gaps) - min(gaps) <= 2
 
 
+@pytest.mark.parametrize(
+    ("n", "interval", "center", "power", "steps"),
+    [
+        (12, 3, 0.3, 1.0, [0, 3, 6, 9]),
+        # evenly from -(15 ** (1/1.4)) to 35 ** (1/1.4), to the power of 1.4, moved by 15, rounded down
+        (50, 5, 0.3, 1.4, [0, 5, 10, 13, 15, 19, 24, 29, 35, 42]),
+        # … and where two fall on step 20, the second goes to the nearest free one
+        (40, 4, 0.5, 2.0, [0, 7, 12, 16, 19, 20, 21, 23, 27, 32]),
+    ],
+)
+def test_nonuniform_positions(n, interval, center, power, steps):
+    assert sorted(full_steps_nonuniform(n, interval, center, power)) == steps
+
+
 @pytest.mark.parametrize("center", [0.2, 0.5, 0.8])
 def test_nonuniform_gathers_around_its_centre(center):
     n = 100
