@@ -7,6 +7,8 @@ from sdxl_optim.host.webui import extension, ui
 
 
 class SDXLOptim(scripts.Script):
+    refresher = None  # made with the accordion, which comes before the tab's log
+
     def title(self):
         return ui.TITLE
 
@@ -17,16 +19,15 @@ class SDXLOptim(scripts.Script):
         accordion = ui.build(self.elem_id)
         self.infotext_fields = accordion.paste_fields
         self.paste_field_names = [f.infotext_key for f in ui.ui_fields()]
-        self.report = accordion.report
+        self.refresher = ui.ReportRefresher(
+            accordion.report, lambda: ui.show_report(extension.last_report.get(self.tabname))
+        )
         return accordion.components
 
     def after_component(self, component, **kwargs):
-        if kwargs.get("elem_id") == f"html_log_{self.tabname}" and isinstance(component, gr.HTML):
-            component.change(
-                lambda: ui.show_report(extension.last_report.get(self.tabname)),
-                outputs=[self.report],
-                show_progress=False,
-            )
+        is_log = kwargs.get("elem_id") == f"html_log_{self.tabname}" and isinstance(component, gr.HTML)
+        if self.refresher is not None:
+            self.refresher.after_component(component, is_log)
 
     def before_process(self, p, *args):
         extension.before_process(p, self.tabname, args)
@@ -36,6 +37,9 @@ class SDXLOptim(scripts.Script):
 
     def process_before_every_sampling(self, p, *args, **kwargs):
         extension.before_sampling(p)
+
+    def postprocess(self, p, processed, *args):
+        extension.postprocess(p, self.tabname)
 
 
 extension.register_callbacks()

@@ -51,6 +51,7 @@ def before_process(p, tab: str, args: tuple) -> None:
     try:
         settings = with_axes(parse_args(args), p)
     except SettingsError as error:
+        last_report.pop(tab, None)
         refuse_request(p, WrongSettings(error))
         return
     if not settings.enabled:
@@ -94,3 +95,10 @@ def _choose_decoder(p, job: Job) -> None:
 
 def before_sampling(p) -> None:
     watch_sampler(p, job_of(p))
+
+
+def postprocess(p, tab: str) -> None:
+    """A run without the extension leaves no report of an older one. (Not at its start: a page whose run ends just then
+    may yet ask for its own.)"""
+    if job_of(p) is None:
+        last_report.pop(tab, None)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import gradio as gr
+from gradio.context import Context
+from gradio.events import Dependency
 
 from modules import shared
 from modules.infotext_utils import PasteField
@@ -106,6 +109,30 @@ def _hover_help(elem_id) -> str:
     """For javascript/sdxl_optim.js: the help that shows while the mouse rests on a control."""
     help_by_id = {elem_id("_".join(f.path)): f"{f.declaration.help} ({f.declaration.allowed})" for f in ui_fields()}
     return f"<div class='sdxl-optim-help' data-help='{html.escape(json.dumps(help_by_id))}'></div>"
+
+
+class ReportRefresher:
+    """Fills the report's place after every event of the page that writes the tab's log: Generate, ✨, restored
+    progress.
+
+    It follows the events themselves: the log's own change event stays away where the next text happens to be the same.
+    """
+
+    def __init__(self, place: gr.HTML, read: Callable[[], str]):
+        self.place, self.read = place, read
+        self.log: gr.HTML | None = None
+        self._followed: set[int] = set()
+
+    def after_component(self, component, is_log: bool) -> None:
+        """Follow the events that the host has added by the time `component` is made."""
+        if is_log:
+            self.log = component
+        if self.log is None:
+            return
+        for i, event in enumerate(list(Context.root_block.dependencies)):
+            if self.log._id in event["outputs"] and i not in self._followed:
+                self._followed.add(i)
+                Dependency(self.log, event, i).then(self.read, outputs=[self.place], show_progress=False)
 
 
 def show_report(report: JobReport | None) -> str:
