@@ -108,6 +108,17 @@ def test_freed_once_it_is_disabled(holding):
         assert store.begin((0, 0), True, 2, 1, 0, ()) is False
 
 
+def test_the_store_is_empty_once_detached(holding):
+    layout = read_layout(UNET)
+    store = DeepCacheStore(layout, 0)
+    with deepcache_attached(layout, store):
+        store.begin((0, 0), False, 2, 1, 0, ())
+        UNET(*host_loop.call_inputs(UNET, 2, 0).args)
+        assert holding.alive == 1
+    assert holding.alive == 0
+    assert store.begin((0, 0), True, 2, 1, 0, ()) is False
+
+
 def test_calls_of_others_are_not_kept(holding):
     with Run(plan_for(DEEPCACHE, Loop.of_steps([1] * 4), unet=UNET)) as run:
         run.attach(UNET)
