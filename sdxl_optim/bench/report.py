@@ -1,0 +1,227 @@
+"""A result's rows → report.html, results.csv, results.json and table.md beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+
+from sdxl_optim.bench.charts import Point, Scatter
+from sdxl_optim.bench.html import Picture, Pictures, Table, page
+from sdxl_optim.bench.quality import compare_all
+from sdxl_optim.bench.results import Results, Row, write_csv, write_json
+
+REPORT, CSV, JSON, MARKDOWN = "report.html", "results.csv", "results.json", "table.md"
+FILES = (REPORT, CSV, JSON, MARKDOWN)
+MIB = 2**20
+MAX_PICTURES = 400  # in one page
+
+# Heading → how a row's cell is written. A column that is empty in every row is left out.
+SHOWN = {
+    "Settings": lambda r: r.case,
+    "Group": lambda r: r.group,
+    "Pictures": lambda r: str(r.runs) if r.runs > 1 else "",
+    "Steps": lambda r: _text(r.steps),
+    "Seconds": lambda r: _text(r.seconds, 2),
+    "Speed": lambda r: "",  # against the group's stock row
+    "First run": lambda r: _text(r.first_seconds, 2),
+    "Sampling": lambda r: _text(r.sampling_seconds, 2),
+    "Decode": lambda r: _text(r.decode_seconds, 3),
+    "it/s": lambda r: _text(r.its, 2),
+    "Allocated MiB": lambda r: _text(_mib(r.allocated_bytes)),
+    "Reserved MiB": lambda r: _text(_mib(r.reserved_bytes)),
+    "Full + cached": lambda r: "" if r.full is None else f"{r.full} + {r.cached}",
+    "Rows": lambda r: "" if r.rows is None else f"{r.rows} of {r.stock_rows}",
+    "Decoder": lambda r: r.decoder,
+    "SSIM": lambda r: _text(r.ssim, 4),
+    "PSNR dB": lambda r: _text(r.psnr, 2),
+    "MAD": lambda r: _text(r.mad, 2),
+    "LPIPS": lambda r: _text(r.lpips, 4),
+    "Notes": lambda r: r.notes,
+}
+WORDS = ("Settings", "Group", "Decoder", "Notes")
+MEANS = ("seconds", "first_seconds", "sampling_seconds", "decode_seconds", "its", "ssim", "psnr", "mad", "lpips")
+GREATEST = ("allocated_bytes", "reserved_bytes")
+
+
+def write_report(results: Results) -> list[Row]:
+    """Complete the rows with their quality numbers and write all files. Returns the rows."""
+    before = results.rows()
+    rows = compare_all(results, before)
+    if rows != before:
+        results.replace(rows)
+    write_csv(rows, results.folder / CSV)
+    write_json(rows, results.folder / JSON)
+    means = summary(rows)
+    (results.folder / MARKDOWN).write_text(markdown(*table_of(means)), "utf-8")
+    (results.folder / REPORT).write_text(_page(results, rows, means), "utf-8")
+    return rows
+
+
+def summary(rows: Iterable[Row]) -> list[Row]:
+    """One row a case: the mean over its prompts and runs; a grid's cells stay as they are."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        key = (row.case, tuple(row.axes.items()), row.group if row.axes else "")
+        groups.setdefault(key, []).append(row)
+    return [group[0] if len(group) == 1 else _mean(group) for group in groups.values()]
+
+
+def _mean(group: list[Row]) -> Row:
+    values = {}
+    for name in (*MEANS, *GREATEST):
+        known = [v for row in group if (v := getattr(row, name)) is not None]
+        values[name] = None if not known else max(known) if name in GREATEST else fmean(known)
+    notes = "; ".join(dict.fromkeys(r.notes for r in group if r.notes))
+    runs = sum(r.runs for r in group if r.seconds is not None) or 1
+    return dataclasses.replace(
+        group[0], **values, notes=notes, runs=runs, group="", prompt="", picture="", reference=""
+    )
+
+
+def table_of(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells for people."""
+    cells = [[write(row) for write in SHOWN.values()] for row in rows]
+    speed = list(SHOWN).index("Speed")
+    for row, line in zip(rows, cells, strict=True):
+        line[speed] = _speed(row, rows)
+    used = [k for k in range(len(SHOWN)) if any(line[k] for line in cells)]
+    return [list(SHOWN)[k] for k in used], [[line[k] or "–" for k in used] for line in cells]
+
+
+def _speed(row: Row, rows: Sequence[Row]) -> str:
+    stock = next((r.seconds for r in rows if r.stock and r.seconds and r.group == row.group), None)
+    return f"{stock / row.seconds:.2f}×" if stock and row.seconds else ""
+
+
+def markdown(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """A table to paste into an issue."""
+    rule = ["---" if h in WORDS else "--:" for h in headings]
+    lines = [headings, rule, *cells]
+    return "".join("| " + " | ".join(str(c).replace("|", "\\|") for c in line) + " |\n" for line in lines)
+
+
+def charts(rows: Sequence[Row]) -> list[Scatter]:
+    """Seconds against quality with the Pareto front, and seconds against memory."""
+    timed = [r for r in rows if r.seconds is not None]
+    similar = [Point(_name(r), r.seconds, r.ssim) for r in timed if r.ssim is not None]
+    quality = Scatter("Time and similarity", "seconds a picture", "SSIM to stock", similar, front=True)
+    if not similar:
+        differing = [Point(_name(r), r.seconds, -r.mad) for r in timed if r.mad is not None]
+        quality = Scatter("Time and similarity", "seconds a picture", "− mean difference", differing, front=True)
+    memory = [Point(_name(r), r.seconds, r.allocated_bytes / MIB) for r in timed if r.allocated_bytes is not None]
+    return [
+        chart
+        for chart in (quality, Scatter("Time and memory", "seconds a picture", "peak allocated MiB", memory))
+        if chart.points
+    ]
+
+
+def what_is_missing(rows: Sequence[Row]) -> list[str]:
+    """What these numbers lack, in a sentence each."""
+    compared = [r for r in rows if r.mad is not None]
+    missing = []
+    if not compared and rows:
+        missing.append("Nothing was compared: there is no stock picture of the same prompt and size.")
+    if compared and all(r.ssim is None for r in compared):
+        missing.append("SSIM is missing: it takes scikit-image (pip install scikit-image).")
+    if compared and all(r.lpips is None for r in compared):
+        missing.append("LPIPS is missing: it takes the package lpips and AlexNet's weights in torch's folder.")
+    if rows and all(r.allocated_bytes is None for r in rows):
+        missing.append("Peak memory is missing: it is measured on CUDA alone.")
+    return missing
+
+
+def _page(results: Results, rows: list[Row], means: list[Row]) -> str:
+    headings, cells = table_of(means)
+    note = " ".join(["Click on a heading to sort.", *what_is_missing(rows)])
+    table = Table("Measured", headings, cells, note, text=WORDS)
+    return page(_title(results), _intro(rows), [table, *charts(means), *_galleries(results, rows), _Sorting()])
+
+
+def _title(results: Results) -> str:
+    return f"SDXL Optim: {results.about().get('title') or results.folder.name}"
+
+
+def _intro(rows: Sequence[Row]) -> list[str]:
+    """What all rows share."""
+    facts = {
+        "Device": lambda r: r.device,
+        "torch": lambda r: r.torch,
+        "Host": lambda r: r.host,
+        "Checkpoint": lambda r: r.checkpoint,
+        "Sampler": lambda r: " ".join(filter(None, (r.sampler, r.scheduler))),
+        "Size": lambda r: f"{r.width}×{r.height}" if r.width else "",
+        "Steps": lambda r: _text(r.steps),
+        "CFG scale": lambda r: _text(r.cfg, 1),
+        "Seed": lambda r: _text(r.seed),
+    }
+    parts = []
+    for name, write in facts.items():
+        values = list(dict.fromkeys(v for r in rows if (v := write(r))))
+        if values:
+            parts.append(f"{name}: {', '.join(values[:6])}{', …' if len(values) > 6 else ''}")
+    return [" · ".join(parts)] if parts else []
+
+
+def _galleries(results: Results, rows: Sequence[Row]) -> list[Pictures]:
+    galleries: dict[str, list[Picture]] = {}
+    shown = [r for r in rows if r.run == 1 and r.picture][:MAX_PICTURES]
+    for row in shown:
+        picture = results.picture(row.picture)
+        if picture is not None:
+            galleries.setdefault(row.prompt or row.group, []).append(Picture(picture, row.case, in_short(row)))
+    return [Pictures(name or "Pictures", pictures) for name, pictures in galleries.items()]
+
+
+def in_short(row: Row) -> str:
+    """A cell's numbers on a line or two."""
+    parts = [f"{row.seconds:.2f} s"] if row.seconds is not None else []
+    if row.allocated_bytes is not None:
+        parts.append(f"{row.allocated_bytes / MIB:.0f} MiB")
+    if row.stock:
+        parts.append("stock")
+    elif row.ssim is not None:
+        parts.append(f"SSIM {row.ssim:.3f}")
+    elif row.psnr is not None:
+        parts.append(f"PSNR {row.psnr:.1f} dB")
+    return ", ".join(parts)
+
+
+class _Sorting:
+    """A click on a table's heading sorts by it, a second one the other way round; a dash is always last."""
+
+    def html(self) -> str:
+        return """<style>th { cursor: pointer; user-select: none; }</style><script>
+for (const table of document.querySelectorAll("table")) {
+  [...table.tHead.rows[0].cells].forEach((head, k) => head.addEventListener("click", () => {
+    const down = head.dataset.sorted === "up" ? -1 : 1, body = table.tBodies[0];
+    for (const cell of table.tHead.rows[0].cells) delete cell.dataset.sorted;
+    head.dataset.sorted = down === 1 ? "up" : "down";
+    const value = row => row.cells[k].textContent.trim();
+    const number = text => text === "inf" ? Infinity : parseFloat(text);
+    const sorted = [...body.rows].sort((a, b) => {
+      const x = value(a), y = value(b);
+      if (x === "–" || y === "–") return (x === "–") - (y === "–");
+      const n = number(x), m = number(y);
+      return down * (isNaN(n) || isNaN(m) ? x.localeCompare(y) : n === m ? 0 : n - m);
+    });
+    body.append(...sorted);
+  }));
+}
+</script>"""
+
+
+def _name(row: Row) -> str:
+    return f"{row.case} ({row.group})" if row.axes and row.group else row.case
+
+
+def _text(value: float | None, digits: int = 0) -> str:
+    if value is None:
+        return ""
+    return "inf" if value == math.inf else f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+
+def _mib(value: int | None) -> int | None:
+    return None if value is None else round(value / MIB)

@@ -1,0 +1,185 @@
+"""Rows survive being written, torn and read; quality numbers are scikit-image's; the report shows them."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdxl_optim.bench import quality
+from sdxl_optim.bench.charts import Point, Scatter, pareto_front
+from sdxl_optim.bench.report import FILES, summary, table_of, write_report
+from sdxl_optim.bench.results import (
+    COLUMNS,
+    ROWS,
+    Results,
+    Row,
+    from_dict,
+    listed,
+    read_csv,
+    read_json,
+    to_dict,
+    write_csv,
+    write_json,
+)
+
+FULL = Row("a, b|c", axes={"X": "1, 2"}, group="g", stock=True, prompt="ü", seconds=1.5, seed=2**40, psnr=math.inf)
+
+
+def picture(seed=0, noise=0.0, size=(48, 32)):
+    rng = np.random.default_rng(seed)
+    smooth = np.linspace(0, 200, size[0] * size[1] * 3).reshape(size[1], size[0], 3)
+    return Image.fromarray(np.clip(smooth + rng.normal(0, noise, smooth.shape), 0, 255).astype(np.uint8))
+
+
+@pytest.fixture
+def results(tmp_path):
+    return Results.create(tmp_path, "test", title="A title & more")
+
+
+def test_rows_are_read_as_they_were_written(results, tmp_path):
+    rows = [FULL, Row("b", cfg=1.0, calls=0)]
+    for row in rows:
+        results.append(row)
+    assert results.rows() == rows
+    write_csv(rows, tmp_path / "a.csv")
+    write_json(rows, tmp_path / "a.json")
+    assert read_csv(tmp_path / "a.csv") == rows
+    assert read_json(tmp_path / "a.json") == rows
+    assert json.loads((tmp_path / "a.json").read_text("utf-8"))[0]["psnr"] == "inf"
+
+
+def test_a_torn_line_is_left_out_and_does_not_spoil_the_next(results):
+    results.append(Row("a"))
+    with (results.folder / ROWS).open("a") as file:
+        file.write('{"case": "to')
+    assert results.rows() == [Row("a")]
+    results.append(Row("b"))
+    assert results.rows() == [Row("a"), Row("b")]
+
+
+def test_a_row_of_a_newer_version_is_read():
+    assert from_dict({**to_dict(FULL), "new": 1}) == FULL
+
+
+def test_every_column_is_documented():
+    assert all(f.metadata["doc"] for f in dataclasses.fields(Row))
+    assert COLUMNS[:2] == ("case", "axes")
+
+
+def test_pictures_keep_every_pixel_and_their_infotext(results):
+    image = picture(noise=20)
+    row = results.append(Row("a"), image, "Steps: 3, ü")
+    assert np.array_equal(np.asarray(results.picture(row.picture)), np.asarray(image))
+    with Image.open(results.folder / "pictures" / row.picture) as saved:
+        assert saved.info["parameters"] == "Steps: 3, ü"
+    assert results.append(Row("b"), image).picture != row.picture
+
+
+def test_results_are_listed_newest_first_and_deleted(tmp_path):
+    made = [Results.create(tmp_path, "x") for _ in range(3)]
+    assert len({r.folder for r in made}) == 3
+    assert {r.folder for r in listed(tmp_path)} == {r.folder for r in made}
+    made[0].delete()
+    assert len(listed(tmp_path)) == 2
+    with pytest.raises(ValueError, match="holds no result"):
+        Results(tmp_path).delete()
+
+
+@pytest.mark.parametrize("noise", [0.3, 5, 60])
+def test_quality_is_scikit_images(results, noise):
+    metrics = pytest.importorskip("skimage.metrics")
+    stock = results.append(Row("stock", stock=True), picture())
+    other = results.append(Row("other"), picture(1, noise))
+    row = quality.compare_all(results)[1]
+    a, b = (np.asarray(Image.open(results.folder / "pictures" / r.picture)) for r in (stock, other))
+    assert row.reference == stock.picture
+    assert row.psnr == pytest.approx(metrics.peak_signal_noise_ratio(a, b, data_range=255), abs=1e-4)
+    assert row.ssim == pytest.approx(metrics.structural_similarity(a, b, channel_axis=2, data_range=255), abs=1e-4)
+    assert row.mad == pytest.approx(np.abs(a.astype(float) - b).mean(), abs=1e-9)
+
+
+def test_equal_pictures():
+    assert quality.psnr(picture(), picture()) == math.inf
+    assert quality.mad(picture(), picture()) == 0
+
+
+def test_each_group_has_its_own_reference(results):
+    for group in "ab":
+        results.append(Row("off", group=group, stock=True), picture(noise=ord(group)))
+        results.append(Row("on", group=group), picture(noise=ord(group)))
+    results.append(Row("alone", group="c"), picture())
+    rows = quality.compare_all(results)
+    assert [r.reference for r in rows] == ["0001.png", "0001.png", "0003.png", "0003.png", ""]
+    assert rows[4].mad is None
+
+
+def test_another_size_is_noted(results):
+    results.append(Row("off", stock=True), picture())
+    results.append(Row("on"), picture(size=(32, 32)))
+    row = quality.compare_all(results)[1]
+    assert row.ssim is None
+    assert "another size" in row.notes
+
+
+def test_the_summary_is_the_mean_over_prompts_and_runs():
+    rows = [
+        Row("a", prompt="p", group="p", run=1, seconds=1.0, allocated_bytes=5, stock=True),
+        Row("a", prompt="q", group="q", run=1, seconds=3.0, allocated_bytes=9, stock=True),
+        Row("b", prompt="p", group="p", run=1, seconds=1.0),
+        Row("c", notes="can't run"),
+    ]
+    a, b, c = summary(rows)
+    assert (a.seconds, a.allocated_bytes, a.runs) == (2.0, 9, 2)
+    assert (b.seconds, b.runs) == (1.0, 1)
+    assert c == rows[3]
+
+
+def test_a_grids_cells_are_not_averaged():
+    rows = [Row("a", axes={"X": "1"}, group=g) for g in "pq"]
+    assert summary(rows) == rows
+
+
+def test_the_report_is_one_page_of_its_own(results):
+    results.append(Row("off & <on>", stock=True, seconds=2.0, device="CPU"), picture())
+    results.append(Row("fast", seconds=1.0, full=3, cached=6, rows=12, stock_rows=18), picture(1, 9))
+    write_report(results)
+    assert all((results.folder / name).is_file() for name in FILES)
+    page = (results.folder / "report.html").read_text("utf-8")
+    assert page.count('src="data:image/') == 2
+    assert not [word for word in ('src="http', "href=", "@import", "url(") if word in page]
+    assert "off &amp; &lt;on&gt;" in page
+    assert "<svg" in page
+    assert "2.00×" in page
+    assert "A title &amp; more" in page
+    assert "| fast |" in (results.folder / "table.md").read_text("utf-8")
+    assert results.rows()[1].mad > 0
+
+
+def test_what_is_missing_is_said(results, monkeypatch):
+    monkeypatch.setattr(quality, "similarity", lambda a, b: None)
+    results.append(Row("off", stock=True, seconds=1.0), picture())
+    write_report(results)
+    page = (results.folder / "report.html").read_text("utf-8")
+    assert "SSIM is missing" in page
+    assert "Peak memory is missing" in page
+
+
+def test_empty_columns_are_left_out():
+    headings, cells = table_of([Row("a", seconds=1.0), Row("b")])
+    assert headings == ["Settings", "Seconds"]
+    assert cells == [["a", "1.00"], ["b", "–"]]
+
+
+def test_the_pareto_front():
+    points = [Point("slow good", 3, 0.9), Point("fast bad", 1, 0.2), Point("slow bad", 3, 0.1), Point("mid", 2, 0.8)]
+    assert [p.name for p in pareto_front(points)] == ["fast bad", "mid", "slow good"]
+
+
+@pytest.mark.parametrize("values", [[(1, 1)], [(1, 0.5), (1, 0.5)], [(0.001, -3), (5e6, 1e-9)]])
+def test_charts_of_odd_numbers(values):
+    svg = Scatter("t", "x", "y", [Point(str(k), x, y) for k, (x, y) in enumerate(values)], front=True).svg()
+    assert svg.count("<circle") == len(values)
+    assert "nan" not in svg
