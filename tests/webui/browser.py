@@ -56,13 +56,20 @@ def wait_until_ready(page: Page) -> None:
     page.wait_for_load_state("networkidle")
 
 
-def reload_ui(page: Page) -> None:
+def reload_ui(page: Page, webui) -> None:
     """Press Settings → Reload UI, and wait for the new page."""
+    before = webui.starts()
+
+    def answer(route):  # the page asks whether the server is back, and can crash it by asking too early
+        route.continue_() if webui.starts() > before else route.abort()
+
+    page.route("**/internal/ping", answer)
     show_tab(page, "tab_settings")
     page.evaluate("window.before_reload = true")
     page.click("#settings_restart_gradio")
     page.wait_for_function("window.before_reload === undefined")
     wait_until_ready(page)
+    page.unroute("**/internal/ping")
 
 
 def show_tab(page: Page, tab: str) -> None:

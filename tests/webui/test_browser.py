@@ -49,7 +49,7 @@ def test_an_error_is_what_generate_returns(stock, stock_webui, open_page):
 
 def test_reload_ui_brings_the_page_back(stock_webui, open_page):
     page = open_page(stock_webui)
-    browser.reload_ui(page)
+    browser.reload_ui(page, stock_webui)
     fill_in(page, steps=2)
     assert "Steps: 2" in browser.generate(page)
 
