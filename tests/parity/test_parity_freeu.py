@@ -125,7 +125,12 @@ def test_the_filter_agrees_with_diffusers(size, dtype):
     from diffusers.utils.torch_utils import fourier_filter
 
     x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(4)).to(dtype)
-    expected = fourier_filter(x, threshold=1, scale=0.2)
+    try:
+        expected = fourier_filter(x, threshold=1, scale=0.2)
+    except RuntimeError as error:
+        if "Unsupported dtype" not in str(error):
+            raise
+        pytest.skip(f"diffusers' own filter with torch {torch.__version__} on the CPU: {error}")
     assert relative_error(scale_low_frequencies(x, 0.2), expected) < PRECISION[dtype]
 
 
