@@ -56,7 +56,7 @@ class PassReport:
         if self.freeu_calls:
             parts.append(f"FreeU in {self.freeu_calls}")
         if self.extra_calls:
-            parts.append(f"{self.extra_calls} calls by others untouched")
+            parts.append(f"{self.extra_calls} calls by others uncached")
         if self.stopped:
             parts.append("stopped")
         if self.as_predicted is False:

@@ -23,7 +23,7 @@ class Run:
 
     The host calls `attach` with the UNet before the first call and whenever another model takes over, `begin_call`
     before each model evaluation, and `suspend`/`resume` around anything else that samples meanwhile. UNet calls
-    that belong to none of ours pass untouched.
+    that others add to ours pass uncached.
     """
 
     def __init__(self, plan: Plan, name: str = "base"):
@@ -33,7 +33,6 @@ class Run:
         self._call: Call | None = None
         self._calls_begun = 0
         self._part = 0
-        self._ours = False  # whether the UNet call under way is one of ours
         self._rows_left = 0
         self._cond_rows = 0
         self._model = -1
@@ -137,7 +136,7 @@ class Run:
     def _before_unet(self, unet, args, kwargs) -> None:
         x = args[0] if args else kwargs["x"]
         rows = x.shape[0]
-        self._ours = ours = self.step is not None and rows <= self._rows_left
+        ours = self.step is not None and rows <= self._rows_left
         key: Hashable = None
         if ours:
             if self._call.step >= 0:  # what was not foreseen is not stored: nothing would ever reuse it
@@ -152,6 +151,8 @@ class Run:
         self.report.count_unet(rows, ours, cached)
 
     def _freeu_on(self, output_block: int, depth: int) -> bool:
-        if not self._ours or self.step is None or not self.step.freeu:
+        # Also in calls that others add to ours (PAG): they compare their prediction with ours, and the difference must
+        # not be FreeU's.
+        if self.step is None or not self.step.freeu:
             return False
         return self._store is None or not self._store.skips_output_block(output_block, depth)

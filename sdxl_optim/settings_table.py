@@ -13,9 +13,10 @@ def settings_table() -> str:
     """One row a setting, in the order of the declarations; the hires pass repeats three groups and is left out."""
     rows = []
     for f in declared.fields():
-        if f.path[0] == "hires" and len(f.path) > 2:
-            continue
         d = f.declaration
+        repeated = f.path[0] == "hires" and len(f.path) > 2
+        if repeated or (d.kind == "choice" and len(d.choices) < 2):  # no choice, no row
+            continue
         label = f.title if d.in_ui else "–"
         default = "null" if d.default is None else str(d.default).lower() if d.kind == "toggle" else d.default
         rows.append(f"| `{f.name}` | {label} | {default} | {d.allowed} | {d.help} |\n")

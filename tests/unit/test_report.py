@@ -57,7 +57,7 @@ def test_calls_by_others_are_counted_apart():
     report.count_unet(2, False, False)
     assert report.counts.rows == 6
     assert report.as_predicted is True
-    assert report.facts()[-1] == "1 calls by others untouched"
+    assert report.facts()[-1] == "1 calls by others uncached"
 
 
 def test_an_unforeseen_loop_has_no_prediction():

@@ -233,8 +233,10 @@ def test_somebody_elses_wrapper_over_ours_stays(unet):
 
 
 @each_technique
-def test_extra_calls_between_ours_are_stock(unet, settings):
+def test_extra_calls_between_ours_are_uncached_and_keep_freeu(unet, settings):
+    """PAG and its like compare their own call with ours: FreeU must be in both."""
     stock = stock_outputs(unet)
+    uncached = outputs(unet, {"freeu": settings["freeu"]} if "freeu" in settings else {})
     extra = []
 
     def somebody(index):
@@ -245,7 +247,7 @@ def test_extra_calls_between_ours_are_stock(unet, settings):
     with watched(unet) as seen, run:
         sample(unet, run, STEPS, before_call=somebody)
         somebody(5)
-    assert all(same(extra, [*stock, stock[5]]))
+    assert all(same(extra, [stock[0], *uncached[1:], uncached[5]]))  # before the first call of ours there is no step
     ours = seen.outputs[1:12:2]
     assert all(same(ours, expected))
     assert run.report.extra_calls == 7
