@@ -67,7 +67,7 @@ class Caption:
 
 
 def caption(scene: Scene, rng: random.Random, wrong: float = 0.0, full: bool = False) -> Caption:
-    """Words for a scene; `wrong` is the share of colours, shapes and places told falsely, `full` leaves no place out."""
+    """Words for a scene; `wrong`: share of colours, shapes and places told falsely, `full`: no place left out."""
     scene = _mistold(scene, rng, wrong) if wrong else scene
     background = scene.background if full or rng.random() < 0.7 else None
     words = f"{background} {'gradient ' if scene.gradient else ''}background" if background else ""

@@ -1,7 +1,8 @@
 """Train the demo model: `python -m sdxl_optim.demo_model.train --state DIR --out DIR`.
 
-Six stages in a row: text encoders, VAE, classifier, UNet, tiny VAE, refiner. `--stage` runs one of them, and a run that
-was stopped (`--stop-after`) goes on where its state in `--state` ends; that state is kept in pieces of at most 16 MB.
+Six stages in a row: text encoders, VAE, classifier, UNet, tiny VAE, refiner. `--stage` runs some of them, and a run
+that was stopped (`--stop-after`) goes on where its state in `--state` ends; that is kept in pieces of at most 16 MB.
+Two processes may share a state: with `--wait`, one compiles and waits until the other has trained what it builds on.
 A GPU is meant: `--toy` runs the same code in a minute on a CPU and teaches nothing.
 """
 
@@ -45,16 +46,19 @@ class Stage:
 
 STAGES = {
     "text": Stage(1024, 2500, 30, 1e-3, decay=0.5, ema=0.99),
-    "vae": Stage(64, 8000, 180, 1e-3, decay=0.5, ema=0.998),
-    "classifier": Stage(256, 4000, 25, 2e-3, decay=0.5, ema=0.99),
-    "unet": Stage(512, 40000, 380, 8e-4),
-    "tiny": Stage(64, 4000, 50, 1e-3, decay=0.5, ema=0.998),
-    "refiner": Stage(512, 6000, 40, 1e-3),
+    "vae": Stage(64, 24000, 195, 1e-3, decay=0.5, ema=0.998),
+    "classifier": Stage(256, 8000, 40, 2e-3, decay=0.5, ema=0.99),
+    "unet": Stage(256, 80000, 670, 8e-4, decay=0.5, ema=0.999),
+    "tiny": Stage(64, 8000, 40, 1e-3, decay=0.5, ema=0.998),
+    "refiner": Stage(256, 6000, 25, 1e-3, decay=0.5, ema=0.998),
 }
 POOL = 65536  # latents at hand
 REFRESH = 16  # steps between two chunks of new ones
 WINDOW = 128  # pixels of the windows that the VAEs learn from
 REFINER_TIMESTEPS = 400  # the refiner learns the timesteps below this
+NOISY = 0.3  # half of the timesteps are drawn from all, half from the noisier ones behind this share of them
+SNR = (0.02, 5.0)  # where the loss counts as much as the picture's own error times this
+SAVE_EVERY = 60  # seconds
 
 
 class Scenes(torch.utils.data.IterableDataset):
@@ -216,7 +220,10 @@ class Trainer:
 
     def train(self, batches: Iterator[tuple]) -> bool:
         """Run to the stage's end (True) or until the run's time is up (False)."""
+        if self.run.fit:
+            self.stage = replace(self.stage, seconds=self.seconds + self.run.end - time.monotonic() - 1)
         began, logged = time.monotonic() - self.seconds, self.step
+        saved = time.monotonic()
         while self.progress() < 1 and not self.run.is_over():
             warm = min(1.0, (self.fresh + 1) / 200)
             self.rate.fill_(self.stage.rate * warm * min(1.0, max(0.0, 1 - self.progress()) / self.stage.decay))
@@ -231,6 +238,9 @@ class Trainer:
                 self.run.write(self.name, self.step, self.seconds, self.total.item() / (self.step - logged))
                 logged = self.step
                 self.total.zero_()
+                if time.monotonic() - saved > SAVE_EVERY:
+                    self.save(self.run.state)
+                    saved = time.monotonic()
         return self.progress() >= 1
 
     def averaged(self) -> dict[str, torch.Tensor]:
@@ -274,10 +284,12 @@ def save_pieces(tensors: dict[str, torch.Tensor], folder: Path, name: str) -> No
             size = 0
         pieces[-1][key] = tensor.contiguous()
         size += tensor.nbytes
-    for old in folder.glob(f"{name}-*.safetensors"):
+    for old in sorted(folder.glob(f"{name}-[0-9].safetensors"))[len(pieces) :]:
         old.unlink()
     for i, piece in enumerate(pieces):
-        save_file(piece, folder / f"{name}-{i}.safetensors")
+        path = folder / f"{name}-{i}.safetensors"
+        save_file(piece, path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)  # whole from the start, for a process that waits for it
 
 
 def load_pieces(folder: Path, name: str) -> dict[str, torch.Tensor]:
@@ -294,7 +306,8 @@ class Run:
         self.device = torch.device(options.device)
         self.state, self.seed, self.toy = Path(options.state), options.seed, options.toy
         self.state.mkdir(parents=True, exist_ok=True)
-        self.workers, self.compile = options.workers, options.compile
+        self.workers, self.compile, self.wait = options.workers, options.compile, options.wait
+        self.fit = options.fit
         self.end = time.monotonic() + options.stop_after
         self.every = 2 if self.toy else 100
         self.pool = 64 if self.toy else POOL
@@ -305,6 +318,10 @@ class Run:
 
     def stage(self, name: str) -> Stage:
         return replace(STAGES[name], batch=4, steps=8, seconds=1e9) if self.toy else STAGES[name]
+
+    def await_stage(self, name: str) -> None:
+        while self.wait and not self.is_done(name) and not self.is_over():
+            time.sleep(0.5)
 
     def write(self, stage: str, step: int, seconds: float, loss: float) -> None:
         path = self.state / "losses.csv"
@@ -322,6 +339,7 @@ class Run:
 
     def network(self, name: str, model: nn.Module) -> nn.Module:
         """A finished network, frozen, on the run's device."""
+        self.await_stage(name)
         tensors = load_pieces(self.state, name)
         if not tensors:
             raise FileNotFoundError(f"stage: {name!r} is not trained yet; run --stage {name} first")
@@ -533,19 +551,19 @@ def classifier_pictures(chunk: dict[str, torch.Tensor], vae, run: Run) -> tuple[
 class LatentPool:
     """Latents with their captions and micro-conditioning, refreshed from new scenes while they are used."""
 
-    def __init__(self, run: Run, seed: int):
-        self.run, self.at = run, 0
+    def __init__(self, run: Run, seed: int, size: int):
+        self.run, self.size, self.at = run, size, 0
         self.vae = lean(run.network("vae", networks.vae()).to(memory_format=channels_last(run)), run)
         self.chunks = scenes(seed, run.chunk, run.workers)
-        self.latents = torch.empty(run.pool, 4, 32, 32, dtype=torch.float16, device=run.device)
-        self.ids = torch.empty(run.pool, CAPTIONS, tokenizer.LENGTH, dtype=torch.int32, device=run.device)
-        self.micro = torch.empty(run.pool, 6, device=run.device)
+        self.latents = torch.empty(size, 4, 32, 32, dtype=torch.float16, device=run.device)
+        self.ids = torch.empty(size, CAPTIONS, tokenizer.LENGTH, dtype=torch.int32, device=run.device)
+        self.micro = torch.empty(size, 6, device=run.device)
         self.waiting: list[dict[str, torch.Tensor]] = []
         began = time.monotonic()
-        for _ in range(run.pool // run.chunk):
+        for _ in range(size // run.chunk):
             self._put(run.to_device(next(self.chunks)))
         variance = self.latents[: 8 * run.chunk].float().var((0, 2, 3)).tolist()
-        log.info("pool of %d in %.1f s; latents' variance %s", run.pool, time.monotonic() - began, variance)
+        log.info("pool of %d in %.1f s; latents' variance %s", size, time.monotonic() - began, variance)
 
     def _put(self, chunk: dict[str, torch.Tensor]) -> None:
         with self.run.autocast():
@@ -554,7 +572,7 @@ class LatentPool:
                 place = slice(self.at, self.at + len(piece["rows"]))
                 self.latents[place] = encode(self.vae, data.render(piece["rows"]) * 2 - 1).half()
                 self.ids[place], self.micro[place] = piece["ids"], piece["micro"]
-                self.at = place.stop % self.run.pool
+                self.at = place.stop % self.size
 
     def refresh(self) -> None:
         """Replace the oldest quarter of a chunk."""
@@ -571,7 +589,7 @@ class LatentPool:
 
 
 def diffusion_batches(run: Run, pool: LatentPool, size: int, timesteps: int, refiner: bool = False):
-    """Endless (noisy latents, timesteps, context, pooled, micro, noise). A tenth loses its prompt.
+    """Endless (noisy latents, timesteps, context, pooled, micro, noise, weights of the loss). A tenth loses its prompt.
 
     Half of those get the empty prompt's embeddings, as for a negative prompt of "" in diffusers; the other half zeros,
     as the WebUI has it and diffusers for no negative prompt.
@@ -591,15 +609,18 @@ def diffusion_batches(run: Run, pool: LatentPool, size: int, timesteps: int, ref
             context, pooled = text(torch.where((chance < 0.05)[:, None], empty, ids))
             kept = (chance < 0.95)[:, None]
             context, pooled = context.float() * kept[..., None], pooled.float() * kept
-            t = torch.randint(timesteps, (size,), device=run.device)
+            least = NOISY * (torch.rand(size, device=run.device) < 0.5)
+            t = (timesteps * (least + (1 - least) * torch.rand(size, device=run.device))).long()
+            t = t.clamp(max=timesteps - 1)
             noise = torch.randn_like(latents)
             alpha = alphas[t, None, None, None]
             noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+            snr = alphas[t] / (1 - alphas[t])
             if refiner:
                 context, micro = context[..., networks.TEXT.width :].contiguous(), aesthetic(micro)
             if run.device.type == "cuda":
                 context = context.bfloat16()
-        yield noisy, t, context, pooled, micro, noise
+        yield noisy, t, context, pooled, micro, noise, snr.clamp(*SNR) / snr
 
 
 def aesthetic(micro: torch.Tensor) -> torch.Tensor:
@@ -633,17 +654,17 @@ def compiled(model: nn.Module, batch: int, run: Run) -> nn.Module:
 
 
 def train_diffusion(run: Run, name: str, model: nn.Module, timesteps: int) -> None:
-    """Predict the noise (epsilon) at uniformly drawn timesteps of SDXL's schedule."""
+    """Predict the noise (epsilon) on SDXL's schedule; the loss weighted by Min-SNR (arXiv:2303.09556) with a floor."""
     model = lean(model.to(run.device, memory_format=channels_last(run)), run)
     stage = run.stage(name)
     forward = compiled(model, stage.batch, run) if run.compile and name == "unet" else model
 
-    def loss(noisy, t, context, pooled, micro, noise):
+    def loss(noisy, t, context, pooled, micro, noise, weights):
         added = {"text_embeds": pooled, "time_ids": micro}
         out = forward(noisy, t, context, added_cond_kwargs=added, return_dict=False)[0]
-        return F.mse_loss(out.float(), noise)
+        return (weights * F.mse_loss(out.float(), noise, reduction="none").mean((1, 2, 3))).mean()
 
-    pool = LatentPool(run, run.seed + 10)
+    pool = LatentPool(run, run.seed + 10, run.pool if name == "unet" else max(run.chunk, run.pool // 4))
     trainer = Trainer(name, model, loss, stage, run)
     finish(trainer, diffusion_batches(run, pool, stage.batch, timesteps, refiner=name == "refiner"))
 
@@ -714,12 +735,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sdxl_optim.demo_model.train", description=__doc__.split("\n")[0])
     parser.add_argument("--state", default="demo-state", help="folder of unfinished and finished stages")
     parser.add_argument("--out", default="demo-weights", help="folder for the finished float16 weights")
-    parser.add_argument("--stage", choices=["all", *TRAIN], default="all")
+    parser.add_argument("--stage", nargs="+", choices=list(TRAIN), default=list(TRAIN))
     parser.add_argument(
         "--stop-after", type=float, default=float("inf"), help="seconds; the same command goes on later"
     )
+    parser.add_argument("--fit", action="store_true", help="end each stage, its rate decayed, at --stop-after")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=12 if torch.cuda.is_available() else 0)
+    parser.add_argument("--wait", action="store_true", help="for stages before, until another process has trained them")
     parser.add_argument("--compile", action="store_true", help="compile the UNet: 100 s for steps a third shorter")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--toy", action="store_true", help="a few steps of everything, to try the code")
@@ -727,8 +750,9 @@ def main(arguments: list[str] | None = None) -> int:
     options.compile = options.compile and options.device.startswith("cuda")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
     run = Run(options)
-    for name in TRAIN if options.stage == "all" else [options.stage]:
+    for name in options.stage:
         if run.is_done(name):
             continue
         if run.is_over():
