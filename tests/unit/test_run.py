@@ -205,6 +205,19 @@ def test_freeu_and_deepcache_are_the_rewritten_forward(unet, branch):
     assert all(same(outputs(unet, {**FREEU, "deepcache": deepcache}), written_out(unet, branch, 6)))
 
 
+@pytest.mark.parametrize(("branch", "in_cached"), [(0, 0), (3, 1), (5, 3), (8, 6)])
+def test_freeu_spends_nothing_on_blocks_that_keep_still(unet, monkeypatch, branch, in_cached):
+    """It acts on the 6 output blocks of two resolutions; on cached steps on those that still run."""
+    from sdxl_optim.patches import freeu
+
+    worked = []
+    whole = freeu.scale_low_frequencies
+    monkeypatch.setattr(freeu, "scale_low_frequencies", lambda x, s: worked.append(1) or whole(x, s))
+    deepcache = {"enabled": True, "cache_interval": 2, "cache_branch_id": branch}
+    outputs(unet, {**FREEU, "deepcache": deepcache}, Loop.of_steps([1, 1]))
+    assert len(worked) == 6 + in_cached
+
+
 def test_the_cutoff_reuses_the_cond_rows(unet):
     """A cached step of the cond rows alone is the first half of that cached step with both."""
     long = {"deepcache": {"enabled": True, "cache_interval": 6}}
