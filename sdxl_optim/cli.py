@@ -84,7 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="generate | demo")
-    _generate_options(commands.add_parser("generate", help="make pictures", allow_abbrev=False))
+    usage = f"{PROG} generate --model MODEL --prompt TEXT [options]"
+    _generate_options(commands.add_parser("generate", help="make pictures", usage=usage, allow_abbrev=False))
     _demo_options(
         commands.add_parser("demo", help="compare stock and optimised on a tiny model", allow_abbrev=False)
     )
