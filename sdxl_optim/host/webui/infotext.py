@@ -34,21 +34,27 @@ def is_ours(params: dict[str, Any]) -> bool:
     return INFOTEXT_PREFIX in params
 
 
-def field_reader(field: Field):
+class FieldReader(str):
     """What the host calls to fill one component from parsed infotext; None leaves the component as it is.
 
     A picture made with the extension sets every component; one made without switches it off; a bare prompt changes
-    nothing.
+    nothing. It reads as the infotext key: by that the host finds the same setting in the other tab, for the gallery's
+    "Send to img2img".
     """
 
-    def value(params: dict[str, Any]) -> Any:
+    field: Field
+
+    def __new__(cls, field: Field) -> FieldReader:
+        reader = super().__new__(cls, field.infotext_key)
+        reader.field = field
+        return reader
+
+    def __call__(self, params: dict[str, Any]) -> Any:
         if is_ours(params):
-            return declared.get(read(params), field.path)
-        if field.path == ("enabled",) and "Steps" in params:
+            return declared.get(read(params), self.field.path)
+        if self.field.path == ("enabled",) and "Steps" in params:
             return False
         return None
-
-    return value
 
 
 def on_infotext_pasted(infotext: str, params: dict[str, Any]) -> None:

@@ -78,7 +78,7 @@ def build(elem_id) -> Accordion:
         raise RuntimeError(f"the accordion has no place for {missing}")
     return Accordion(
         [parts[f.path] for f in ui_fields()],
-        [PasteField(parts[f.path], infotext.field_reader(f), api=None) for f in ui_fields()],
+        [PasteField(parts[f.path], infotext.FieldReader(f), api=None) for f in ui_fields()],
         report,
     )
 

@@ -153,7 +153,7 @@ def infotext_roundtrip(settings: list = Body(..., embed=True)):
         line = ", ".join(key if key == value else f"{key}: {infotext_utils.quote(value)}" for key, value in entries.items())
         text = f"a prompt\nNegative prompt: none\nSteps: 20, Sampler: Euler, CFG scale: 7.0, Seed: 1, Size: 64x64, {line}"
         params = infotext_utils.parse_generation_parameters(text)
-        pasted = {field.path: infotext.field_reader(field)(params) for field in ui.ui_fields()}
+        pasted = {field.path: infotext.FieldReader(field)(params) for field in ui.ui_fields()}
         answers.append({
             "infotext": line,
             "read": declared.to_dict(infotext.read(params)),
