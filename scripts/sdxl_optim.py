@@ -38,8 +38,14 @@ class SDXLOptim(scripts.Script):
     def process_before_every_sampling(self, p, *args, **kwargs):
         extension.before_sampling(p)
 
+    def post_sample(self, p, ps, *args):
+        extension.post_sample(p)
+
+    def postprocess_batch(self, p, *args, **kwargs):
+        extension.postprocess_batch(p)
+
     def postprocess(self, p, processed, *args):
-        extension.postprocess(p, self.tabname)
+        extension.postprocess(p, self.tabname, processed)
 
 
 extension.register_callbacks()

@@ -65,3 +65,14 @@ def apply(settings: Settings, changes: dict[Path, object]) -> Settings:
     switches_on = any(value not in (False, "host") for value in changes.values())
     values = {**declared.flatten(base), **changes, ("enabled",): settings.enabled or switches_on}
     return declared.from_flat(values)
+
+
+def runs_nothing(settings: Settings) -> bool:
+    """Whether these settings make the stock picture: off, or on with no technique on."""
+    if not settings.enabled:
+        return True
+    for field in declared.changed(settings):
+        switch = switch_of(field)
+        if field.path != ("enabled",) and (switch is None or declared.get(settings, switch)):
+            return False
+    return True

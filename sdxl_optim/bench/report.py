@@ -40,6 +40,7 @@ SHOWN = {
     "LPIPS": lambda r: _text(r.lpips, 4),
     "Notes": lambda r: r.notes,
 }
+SHARED = ("Steps", "Decoder")  # not a column where it is the same in all rows: it stands above the table
 WORDS = ("Settings", "Group", "Decoder", "Notes")
 MEANS = ("seconds", "first_seconds", "sampling_seconds", "decode_seconds", "its", "ssim", "psnr", "mad", "lpips")
 GREATEST = ("allocated_bytes", "reserved_bytes")
@@ -54,7 +55,8 @@ def write_report(results: Results) -> list[Row]:
     write_csv(rows, results.folder / CSV)
     write_json(rows, results.folder / JSON)
     means = summary(rows)
-    (results.folder / MARKDOWN).write_text(markdown(*table_of(means)), "utf-8")
+    facts = "".join(f"{line}\n\n" for line in what_is_shared(rows))
+    (results.folder / MARKDOWN).write_text(facts + markdown(*table_of(means)), "utf-8")
     (results.folder / REPORT).write_text(_page(results, rows, means), "utf-8")
     return rows
 
@@ -86,8 +88,9 @@ def table_of(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     speed = list(SHOWN).index("Speed")
     for row, line in zip(rows, cells, strict=True):
         line[speed] = _speed(row, rows)
-    used = [k for k in range(len(SHOWN)) if any(line[k] for line in cells)]
-    return [list(SHOWN)[k] for k in used], [[line[k] or "–" for k in used] for line in cells]
+    names = list(SHOWN)
+    used = [k for k, name in enumerate(names) if len({line[k] for line in cells} - {""}) > (name in SHARED)]
+    return [names[k] for k in used], [[line[k] or "–" for k in used] for line in cells]
 
 
 def _speed(row: Row, rows: Sequence[Row]) -> str:
@@ -137,15 +140,15 @@ def _page(results: Results, rows: list[Row], means: list[Row]) -> str:
     headings, cells = table_of(means)
     note = " ".join(["Click on a heading to sort.", *what_is_missing(rows)])
     table = Table("Measured", headings, cells, note, text=WORDS)
-    return page(_title(results), _intro(rows), [table, *charts(means), *_galleries(results, rows), _Sorting()])
+    return page(_title(results), what_is_shared(rows), [table, *charts(means), *_galleries(results, rows), _Sorting()])
 
 
 def _title(results: Results) -> str:
     return f"SDXL Optim: {results.about().get('title') or results.folder.name}"
 
 
-def _intro(rows: Sequence[Row]) -> list[str]:
-    """What all rows share."""
+def what_is_shared(rows: Sequence[Row]) -> list[str]:
+    """The conditions: what is the same in most rows, as a paragraph."""
     facts = {
         "Device": lambda r: r.device,
         "torch": lambda r: r.torch,
@@ -156,6 +159,7 @@ def _intro(rows: Sequence[Row]) -> list[str]:
         "Steps": lambda r: _text(r.steps),
         "CFG scale": lambda r: _text(r.cfg, 1),
         "Seed": lambda r: _text(r.seed),
+        "Decoder": lambda r: r.decoder,
     }
     parts = []
     for name, write in facts.items():
@@ -171,7 +175,7 @@ def _galleries(results: Results, rows: Sequence[Row]) -> list[Pictures]:
     for row in shown:
         picture = results.picture(row.picture)
         if picture is not None:
-            galleries.setdefault(row.prompt or row.group, []).append(Picture(picture, row.case, in_short(row)))
+            galleries.setdefault(row.group or row.prompt, []).append(Picture(picture, row.case, in_short(row)))
     return [Pictures(name or "Pictures", pictures) for name, pictures in galleries.items()]
 
 

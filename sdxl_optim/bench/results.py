@@ -74,7 +74,7 @@ class Row:
     @property
     def key(self) -> tuple:
         """What tells one measurement from another in a result."""
-        return self.case, self.group, self.prompt, self.run
+        return self.case, tuple(self.axes.items()), self.group, self.prompt, self.run
 
 
 COLUMNS = tuple(f.name for f in dataclasses.fields(Row))
@@ -151,7 +151,6 @@ class Results:
                 file.write(b"\n" if torn else b"")
             file.write(json.dumps(to_dict(row), ensure_ascii=False).encode() + b"\n")
             file.flush()
-            os.fsync(file.fileno())
         return row
 
     def replace(self, rows: Sequence[Row]) -> None:

@@ -81,3 +81,18 @@ def test_the_stock_combination_switches_everything_off():
 def test_a_wrong_combination_is_refused(text):
     with pytest.raises(SettingsError):
         overrides.read_combination(text)
+
+
+@pytest.mark.parametrize(
+    ("given", "nothing"),
+    [
+        ({"enabled": False, "freeu": {"enabled": True}}, True),
+        ({}, True),
+        ({"freeu": {"b1": 1.1}, "deepcache": {"cache_interval": 5}}, True),
+        ({"freeu": {"enabled": True}}, False),
+        ({"vae": {"decoder": "tiny"}}, False),
+        ({"hires": {"deepcache": {"enabled": True}}}, False),
+    ],
+)
+def test_what_makes_the_stock_picture(given, nothing):
+    assert overrides.runs_nothing(declared.from_dict(given)) is nothing

@@ -8,8 +8,10 @@ from modules import script_callbacks
 from modules.shared import opts
 from sdxl_optim import settings as declared
 from sdxl_optim.errors import SettingsError
-from sdxl_optim.host.webui import infotext, ui
+from sdxl_optim.host.webui import grid, infotext, ui
 from sdxl_optim.host.webui.job import Job, begin_job, end_job, job_of, log, refuse_request
+from sdxl_optim.host.webui.measure import measurement_of
+from sdxl_optim.host.webui.options import add_options
 from sdxl_optim.host.webui.sampling import on_cfg_denoiser, watch_sampler
 from sdxl_optim.host.webui.vae import METHODS, OPTION, decode_method, why_no_tiny_decoder
 from sdxl_optim.host.webui.xyz import WrongSettings, add_axes, with_axes
@@ -25,6 +27,8 @@ def register_callbacks() -> None:
     script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
     script_callbacks.on_before_ui(add_axes)
     script_callbacks.on_infotext_pasted(infotext.on_infotext_pasted)
+    script_callbacks.on_image_grid(grid.on_image_grid)
+    script_callbacks.on_ui_settings(add_options)
 
 
 def _show_log() -> None:
@@ -49,11 +53,12 @@ def parse_args(args: tuple) -> Settings:
 def before_process(p, tab: str, args: tuple) -> None:
     end_job(p)
     try:
-        settings = with_axes(parse_args(args), p)
+        settings = Settings() if grid.is_reference(p) else with_axes(parse_args(args), p)
     except SettingsError as error:
         last_report.pop(tab, None)
         refuse_request(p, WrongSettings(error))
         return
+    grid.begin_cell(p, settings)
     if not settings.enabled:
         return
     begin_job(p, Job(settings, on_close=lambda job: last_report.__setitem__(tab, job.report)))
@@ -95,10 +100,24 @@ def _choose_decoder(p, job: Job) -> None:
 
 def before_sampling(p) -> None:
     watch_sampler(p, job_of(p))
+    if measurement := measurement_of(p):
+        measurement.sampling_begins()
 
 
-def postprocess(p, tab: str) -> None:
+def post_sample(p) -> None:
+    if measurement := measurement_of(p):
+        measurement.sampling_ends()
+
+
+def postprocess_batch(p) -> None:
+    if measurement := measurement_of(p):
+        measurement.decode_ends()
+
+
+def postprocess(p, tab: str, processed) -> None:
     """A run without the extension leaves no report of an older one. (Not at its start: a page whose run ends just then
     may yet ask for its own.)"""
     if job_of(p) is None:
         last_report.pop(tab, None)
+    if measurement := measurement_of(p):
+        measurement.end(p, processed, job_of(p))

@@ -13,6 +13,7 @@ from modules import prompt_parser, sd_unet, shared
 from modules.shared import opts
 from sdxl_optim.errors import Unsupported
 from sdxl_optim.host.webui.job import Job
+from sdxl_optim.host.webui.measure import measurement_of
 from sdxl_optim.host.webui.rehearsal import rehearse
 from sdxl_optim.layout import read_layout
 from sdxl_optim.patches.attribute import replaced
@@ -171,6 +172,7 @@ def on_cfg_denoiser(params) -> None:
     denoiser = params.denoiser
     run: Run | None = getattr(getattr(denoiser, "sampler", None), RUN, None)
     if run is None:
+        _count_stock(denoiser, params)
         if _active:  # somebody samples inside a generation of ours, out of our sight
             _active[-1].step = None
         return
@@ -185,6 +187,13 @@ def on_cfg_denoiser(params) -> None:
         for name, value in shortened.items():
             setattr(params, name, value)
     run.begin_call(cond_rows if cut else stock_rows, stock_rows, cond_rows)
+
+
+def _count_stock(denoiser, params) -> None:
+    measurement = measurement_of(denoiser.p) if getattr(denoiser, "p", None) is not None else None
+    if measurement is not None:
+        skipped = params.text_uncond.shape[0] if _host_skips_now(denoiser, params) else 0
+        measurement.count(params.x.shape[0] - skipped)
 
 
 def _follow_model(run: Run) -> None:

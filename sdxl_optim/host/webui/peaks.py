@@ -1,0 +1,34 @@
+"""Measuring peaks of memory without spoiling the numbers of the host's own memory monitor."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from sdxl_optim.patches.attribute import replaced
+
+_before: dict[str, int] = {}  # peaks that the host's monitor has yet to read
+
+
+def keep_peaks(monitor, stats: dict[str, int]) -> None:
+    """torch's peaks are about to begin anew while the host's monitor runs: it shall read the ones before them, too.
+
+    The monitor is read once, at the end of the page's request; afterwards nothing of this is left on it.
+    """
+    wrapped = bool(_before)
+    for name, stat in (("active_peak", "active_bytes.all.peak"), ("reserved_peak", "reserved_bytes.all.peak")):
+        _before[name] = max(_before.get(name, 0), stats[stat])
+    if wrapped:
+        return
+    undo = ExitStack()
+
+    def make(original):
+        def read():
+            undo.close()
+            data = original()
+            data.update({name: max(data[name], peak) for name, peak in _before.items()})
+            _before.clear()
+            return data
+
+        return read
+
+    undo.enter_context(replaced(monitor, "read", make))
