@@ -143,6 +143,7 @@ def test_wrong_settings_are_refused_in_words(client, tab, stock_picture):
         (("deepcache", "cache_interval"), "11", "an integer from 1 to 10"),
         (("deepcache", "cache_interval"), "2.5", "an integer from 1 to 10"),
         (("cfg_cutoff", "stop"), "-0.5", "a number from 0 to 1"),
+        (("cfg_cutoff", "stop"), "", "a number from 0 to 1"),
     ]:
         field = tab.page.locator(f"#{tab.elem_id(*path)} input[type=number]").first
         before = field.input_value()

@@ -40,6 +40,8 @@ def copy_decoder(source: str) -> str:
     source: a .pth or .safetensors file in TAESD's own layout (https://github.com/madebyollin/taesd). It is read as
     plain tensors and tried before anything is written.
     """
+    if not source.strip():
+        return "Name a file first."
     path, target = Path(source.strip().strip('"')), decoder_path()
     if not path.is_file():
         return f"There is no file {path}."
@@ -50,11 +52,14 @@ def copy_decoder(source: str) -> str:
             else torch.load(path, map_location="cpu", weights_only=True)
         )
         weights = {key.removeprefix("decoder."): value for key, value in weights.items()}
-        sd_vae_taesd.decoder(weights["1.weight"].shape[1]).load_state_dict(weights)
+        sd_vae_taesd.decoder(16 if shared.sd_model.is_sd3 else 4).load_state_dict(weights)
     except Exception as error:  # whatever is wrong with a file that a user picked, it is the file
-        return f"{path.name} is not a TAESD decoder ({type(error).__name__})."
-    target.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(weights, target)
+        return f"{path.name} is not a TAESD decoder for this model ({type(error).__name__})."
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(weights, target)
+    except (OSError, RuntimeError) as error:
+        return f"{target} can't be written ({type(error).__name__})."
     sd_vae_taesd.sd_vae_taesd_models.pop(target.name, None)
     return f"Copied to {target}."
 
