@@ -83,12 +83,15 @@ def _parser() -> argparse.ArgumentParser:
         PROG, description="Stable Diffusion XL with optimisations that compose and tell what they did."
     )
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(title="commands", required=True, metavar="generate | demo")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="generate | demo | bench | compare")
     usage = f"{PROG} generate --model MODEL --prompt TEXT [options]"
     _generate_options(commands.add_parser("generate", help="make pictures", usage=usage, allow_abbrev=False))
     _demo_options(
         commands.add_parser("demo", help="compare stock and optimised on a tiny model", allow_abbrev=False)
     )
+    from sdxl_optim.bench import cli as bench  # which itself builds on this module
+
+    bench.add_commands(commands)
     return parser
 
 

@@ -138,9 +138,10 @@ def what_is_missing(rows: Sequence[Row]) -> list[str]:
 
 def _page(results: Results, rows: list[Row], means: list[Row]) -> str:
     headings, cells = table_of(means)
+    intro = [*filter(None, [results.about().get("note")]), *what_is_shared(rows)]
     note = " ".join(["Click on a heading to sort.", *what_is_missing(rows)])
     table = Table("Measured", headings, cells, note, text=WORDS)
-    return page(_title(results), what_is_shared(rows), [table, *charts(means), *_galleries(results, rows), _Sorting()])
+    return page(_title(results), intro, [table, *charts(means), *_galleries(results, rows), _Sorting()])
 
 
 def _title(results: Results) -> str:

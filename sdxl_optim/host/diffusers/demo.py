@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
+from diffusers import StableDiffusionXLImg2ImgPipeline
 from PIL import Image
 from tqdm import tqdm
 
@@ -61,6 +62,21 @@ def trained_models(device, dtype) -> Models | None:
             loading.load_base(str(base), device, dtype),
             tiny_vae=loading.load_tiny_vae(str(tiny), device, dtype),
         )
+
+
+def demo_refiner(models: Models, device, dtype) -> StableDiffusionXLImg2ImgPipeline:
+    """The refiner that belongs to `demo_models`: trained where those are, else of random weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            from sdxl_optim.demo_model import write_diffusers_refiner
+
+            return loading.load_refiner(str(write_diffusers_refiner(Path(folder, "refiner"))), device, dtype)
+        except (ImportError, FileNotFoundError):
+            from sdxl_optim.host.diffusers import tiny
+
+            refiner = tiny.tiny_refiner().to(device, dtype)
+            refiner.vae = models.base.vae
+            return refiner
 
 
 def random_models(device, dtype) -> Models:

@@ -1,0 +1,83 @@
+"""The table of Felix Sanz, *Ultimate guide to optimizing Stable Diffusion XL*: each optimisation by its name there.
+
+https://www.felixsanz.dev/articles/ultimate-guide-to-optimizing-stable-diffusion-xl
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sdxl_optim import overrides
+from sdxl_optim.settings import Settings
+
+STEPS, CFG = 50, 5.0  # the article's request: 1024×1024, Euler, no negative prompt
+REFINER_STRENGTH = 0.3  # what the image-to-image pipeline does by itself
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of a table: the request's settings, and what else differs from the stock row.
+
+    change: the name of something done to the whole pipeline ("model offload", …); hosts know which they can do.
+    switch_at: with a refiner, as an ensemble of experts. refiner_steps: with a refiner, as image-to-image.
+    """
+
+    name: str
+    settings: Settings = field(default_factory=Settings)
+    steps: int | None = None
+    change: str = ""
+    switch_at: float | None = None
+    refiner_steps: int | None = None
+
+    @property
+    def stock(self) -> bool:
+        return self == Case(self.name)
+
+    @property
+    def refines(self) -> bool:
+        return self.switch_at is not None or self.refiner_steps is not None
+
+
+def combination(text: str, name: str = "", **more) -> Case:
+    """The case of a combination such as "freeu+cutoff 0.75". Raises SettingsError."""
+    return Case(name or text, overrides.apply(Settings(), overrides.read_combination(text)), **more)
+
+
+def article_cases() -> list[Case]:
+    """All rows, in the article's order."""
+    return [
+        Case("Stock"),
+        Case("FP32", change="fp32"),
+        Case("cuDNN without TF32", change="cudnn without tf32"),
+        Case("TF32", change="tf32"),
+        Case("Model CPU offload", change="model offload"),
+        Case("Sequential CPU offload", change="sequential offload"),
+        Case("Batch processing", change="staged"),
+        Case("Stable Fast", change="stable-fast"),
+        combination("deepcache 3", "DeepCache"),
+        Case("TensorRT", change="tensorrt"),
+        Case("torch.compile", change="compile"),
+        Case("OneDiff", change="onediff"),
+        Case("Channels-last", change="channels-last"),
+        combination("freeu", "FreeU"),
+        Case("VAE FP16 fix", change="vae fp16 fix"),
+        Case("VAE slicing", change="vae slicing"),
+        Case("VAE tiling", change="vae tiling"),
+        combination("tiny", "Tiny VAE"),
+        *(Case(f"{steps} steps", steps=steps) for steps in (30, 25, 20, 15)),
+        combination("cutoff 0.75", "CFG off at 75 %"),
+        combination("cutoff 0.5", "CFG off at 50 %"),
+        *(
+            Case(f"Refiner, {steps} steps, from {switch:.1f}", steps=steps, switch_at=switch)
+            for steps in (50, 40, 30, 20)
+            for switch in (0.9, 0.8)
+        ),
+        *(
+            Case(f"Refiner, {steps} steps, image-to-image {more}", steps=steps, refiner_steps=more)
+            for steps in (50, 40, 30, 20)
+            for more in (20, 10)
+        ),
+        combination("tiny+cutoff 0.75", "OneDiff + Tiny VAE + CFG off at 75 % + 30 steps", steps=30, change="onediff"),
+        combination("tiny+cutoff 0.75", "Tiny VAE + CFG off at 75 % + 30 steps", steps=30),
+        combination("tiny+cutoff 0.75+deepcache 3", "… + DeepCache, which the article could not add", steps=30),
+    ]

@@ -1,0 +1,140 @@
+"""`bench` and `compare` of the command line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from sdxl_optim import cli
+from sdxl_optim.bench import article
+from sdxl_optim.bench.cases import ARTICLE_PROMPTS, Prompt
+from sdxl_optim.errors import SettingsError
+
+CASES = "stock, freeu, cutoff 0.75, deepcache 3, tiny, freeu+cutoff 0.75+deepcache 3+tiny"
+NUMBERS = {
+    "runs": cli._number(1, 1, 100, 1, "Pictures of each case and prompt; their mean is reported."),
+    "warm-up": cli._number(1, 0, 10, 1, "Pictures of each case before its measured ones; the first is reported apart."),
+    "batch": cli._number(1, 1, 16, 1, "Pictures made at once."),
+}
+SAMPLING = cli.SAMPLING | {"steps": dataclasses.replace(cli.SAMPLING["steps"], default=article.STEPS)}
+
+
+def add_commands(commands) -> None:
+    """Add both to the command line's subparsers."""
+    bench = commands.add_parser("bench", help="measure combinations, or the article's table", allow_abbrev=False)
+    bench.set_defaults(run=_bench)
+    bench.add_argument("--article", action="store_true", help="Every row of the article's table, by its name.")
+    text = f"Combinations, separated by commas ({CASES}). Stock is always measured."
+    bench.add_argument("--cases", metavar="LIST", help=text)
+    text = "A file with a prompt a line, each with its seed before a colon or none. Without it the article's four."
+    bench.add_argument("--prompts", type=Path, metavar="FILE", help=text)
+    text = "Where results go (bench-out). What is there already is not made again."
+    bench.add_argument("--out", type=Path, default=Path("bench-out"), metavar="FOLDER", help=text)
+    bench.add_argument("--model", metavar="MODEL", help="A model of your own instead of the tiny one.")
+    bench.add_argument("--refiner", metavar="MODEL", help="With --model: the refiner of the article's refiner rows.")
+    bench.add_argument("--tiny-vae", default=cli.TAESDXL, metavar="MODEL", help=f"With --model ({cli.TAESDXL}).")
+    cli._add(bench, SAMPLING | NUMBERS)
+
+    compare = commands.add_parser("compare", help="two results side by side", allow_abbrev=False)
+    compare.set_defaults(run=_compare)
+    text = "A folder of bench, or one that the WebUI's X/Y/Z plot or tab has written."
+    compare.add_argument("a", type=Path, metavar="A", help=text)
+    compare.add_argument("b", type=Path, metavar="B")
+
+
+def _bench(args: argparse.Namespace) -> int:
+    values = cli._values(args, SAMPLING | NUMBERS)
+    if args.article and args.cases:
+        raise SettingsError("--cases", args.cases, "not together with --article")
+    cases = article.article_cases() if args.article else read_cases(args.cases or CASES)
+    prompts = read_prompts(args.prompts)
+    out = cli._folder(args.out)
+    if args.refiner and not args.model:
+        raise SettingsError("--refiner", args.refiner, "only together with --model")
+    cli._quiet()
+
+    from tqdm import tqdm
+
+    from sdxl_optim.bench.report import REPORT
+    from sdxl_optim.bench.results import Results
+    from sdxl_optim.bench.runner import Progress, Runner
+    from sdxl_optim.host.diffusers.bench import DiffusersHost
+    from sdxl_optim.host.diffusers.generate import Request
+
+    runs, warm_up = values.pop("runs"), values.pop("warm_up")
+    models, name, note = _models(args, values.pop("device"), values.pop("dtype"))
+    title = "the article's table" if args.article else "benchmark"
+    results = Results.opened(out, kind="bench", title=title, note=note)
+    host = DiffusersHost(models, Request("", **values), name)
+    with tqdm(unit="picture") as bar:
+
+        def show(progress: Progress) -> None:
+            bar.total = progress.total
+            bar.set_description(progress.doing, refresh=False)
+            bar.update(progress.done - bar.n)
+            bar.refresh()
+
+        Runner(host, results, cases, prompts, runs, warm_up).run(show)
+    cli._say(str((out / REPORT).resolve()))
+    return 0
+
+
+def _models(args: argparse.Namespace, device_name: str, dtype_name: str):
+    from sdxl_optim import settings
+    from sdxl_optim.host.diffusers import demo
+    from sdxl_optim.host.diffusers import models as loading
+
+    device = loading.check_device(device_name)
+    if args.model:
+        wanted = settings.from_dict({"vae": {"decoder": "tiny"}})
+        models = cli._load(args, device, dtype_name, None, wanted)
+        return dataclasses.replace(models, notes=()), args.model, ""
+    dtype = loading.pick_dtype(dtype_name, device)
+    models, about = demo.demo_models(device, dtype)
+    return dataclasses.replace(models, refiner=demo.demo_refiner(models, device, dtype)), "tiny SDXL", about
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from sdxl_optim.bench.compare import comparison_text
+    from sdxl_optim.bench.report import write_report
+    from sdxl_optim.bench.results import ABOUT, Results
+
+    for name, folder in (("A", args.a), ("B", args.b)):
+        if not (folder / ABOUT).is_file():
+            raise SettingsError(name, str(folder), "a folder that bench or the WebUI has written")
+    a, b = Results(args.a), Results(args.b)
+    for results in (a, b):
+        write_report(results)
+    cli._say(comparison_text(a, b))
+    return 0
+
+
+def read_cases(text: str) -> list[article.Case]:
+    """Stock, then the combinations. Raises SettingsError."""
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    return list(dict.fromkeys([article.Case("stock"), *map(article.combination, names)]))
+
+
+def read_prompts(path: Path | None) -> list[Prompt]:
+    """Raises SettingsError."""
+    if path is None:
+        return list(ARTICLE_PROMPTS)
+    try:
+        prompts = prompts_of(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError("--prompts", str(path), f"a text file ({error})") from None
+    if not prompts:
+        raise SettingsError("--prompts", str(path), "a file with a prompt a line")
+    return prompts
+
+
+def prompts_of(text: str) -> list[Prompt]:
+    """A prompt a line, "seed: prompt" or the prompt alone, which then has its line's number as seed."""
+    prompts = {}
+    for number, line in enumerate(filter(None, map(str.strip, text.splitlines())), 1):
+        seed, colon, rest = line.partition(":")
+        named = colon and seed.strip().isdigit() and rest.strip()
+        prompt = Prompt(rest.strip(), rest.strip(), int(seed)) if named else Prompt(line, line, number)
+        prompts.setdefault(prompt.name, prompt)
+    return list(prompts.values())

@@ -1,0 +1,128 @@
+"""Cases × prompts × runs, measured one by one and kept as they are made; what a result has already is not made
+again."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from PIL import Image
+
+from sdxl_optim.bench.article import Case
+from sdxl_optim.bench.cases import Prompt
+from sdxl_optim.bench.report import write_report
+from sdxl_optim.bench.results import Results, Row
+
+
+class Stopped(Exception):
+    """Asked to stop in the middle of a picture."""
+
+
+class Host(Protocol):
+    """What makes the pictures."""
+
+    def why_not(self, case: Case) -> str:
+        """Why this case can't run here, or nothing."""
+
+    def opened(self, case: Case) -> AbstractContextManager:
+        """While entered, `make` makes this case's pictures."""
+
+    def make(self, case: Case, prompt: Prompt) -> tuple[Image.Image, Row, str]:
+        """A picture, what was measured, and its infotext. Raises Stopped."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """done, total: pictures. seconds_left is None before the first one."""
+
+    done: int
+    total: int
+    doing: str
+    seconds_left: float | None
+
+
+class Runner:
+    """Runs a benchmark into a result's folder. `run` returns early once `stop` was asked for."""
+
+    def __init__(
+        self,
+        host: Host,
+        results: Results,
+        cases: Sequence[Case],
+        prompts: Sequence[Prompt],
+        runs: int = 1,
+        warm_up: int = 0,
+    ):
+        self.host, self.results, self.cases, self.prompts = host, results, cases, prompts
+        self.runs, self.warm_up = runs, warm_up
+        self._stop = False
+        self._seconds: list[float] = []
+
+    def stop(self) -> None:
+        self._stop = True
+
+    def run(self, on_progress: Callable[[Progress], None] = lambda progress: None) -> None:
+        """Measure what is missing, then write the report. Raises ValueError where two cases or prompts share a name."""
+        for names in ([c.name for c in self.cases], [p.name for p in self.prompts]):
+            if len(set(names)) < len(names):
+                raise ValueError(f"a name is used twice: {', '.join(names)}")
+        self.results.replace([row for row in self.results.rows() if row.seconds is not None])
+        missing = self._missing()
+        self._total = sum(len(tasks) + self.warm_up for case, tasks in missing.items() if not self.host.why_not(case))
+        self._done, self._report_progress = 0, on_progress
+        try:
+            for case, tasks in missing.items():
+                self._run_case(case, tasks)
+        except Stopped:
+            pass
+        finally:
+            order = {case.name: k for k, case in enumerate(self.cases)}
+            self.results.replace(sorted(self.results.rows(), key=lambda row: order.get(row.case, len(order))))
+            write_report(self.results)
+
+    def _missing(self) -> dict[Case, list[tuple[Prompt, int]]]:
+        """What is still to be made of each case that lacks something."""
+        have = {(row.case, row.prompt, row.run) for row in self.results.rows() }
+        tasks = {
+            case: [
+                (prompt, run)
+                for prompt in self.prompts
+                for run in range(1, self.runs + 1)
+                if (case.name, prompt.name, run) not in have
+            ]
+            for case in self.cases
+        }
+        return {case: todo for case, todo in tasks.items() if todo}
+
+    def _run_case(self, case: Case, tasks: list[tuple[Prompt, int]]) -> None:
+        reason = self.host.why_not(case)
+        if reason:
+            self.results.append(Row(case.name, notes=f"not run: {reason}"))
+            return
+        with self.host.opened(case):
+            first = None
+            for _ in range(self.warm_up):
+                first = first or self._make(case, self.prompts[0], "warm-up")[1].seconds
+            for prompt, run in tasks:
+                picture, row, infotext = self._make(case, prompt, f"{prompt.name}, run {run}")
+                own = {"case": case.name, "group": prompt.name, "prompt": prompt.name, "run": run, "stock": case.stock}
+                first = first or row.seconds
+                self.results.append(dataclasses.replace(row, **own, first_seconds=first), picture, infotext)
+
+    def _make(self, case: Case, prompt: Prompt, what: str) -> tuple[Image.Image, Row, str]:
+        if self._stop:
+            raise Stopped
+        left = None
+        if self._seconds:
+            left = sum(self._seconds) / len(self._seconds) * (self._total - self._done)
+        self._report_progress(Progress(self._done, self._total, f"{case.name}: {what}", left))
+        began = time.perf_counter()
+        made = self.host.make(case, prompt)
+        self._seconds.append(time.perf_counter() - began)
+        self._done += 1
+        self._report_progress(Progress(self._done, self._total, f"{case.name}: {what}", left))
+        return made
