@@ -55,7 +55,7 @@ def build(elem_id) -> Accordion:
                         add(*path, name)
 
     def techniques(*path: str):
-        technique(*path, "freeu", rows=(("version", "b1", "b2"), ("s1", "s2"), ("start", "stop")))
+        technique(*path, "freeu", rows=(("version",), ("b1", "b2"), ("s1", "s2"), ("start", "stop")))
         technique(*path, "cfg_cutoff", rows=(("stop",),))
         rows = (("cache_interval", "cache_branch_id"), ("mode",), ("center", "power"), ("start", "stop"))
         technique(*path, "deepcache", rows=rows)
@@ -85,10 +85,10 @@ def build(elem_id) -> Accordion:
 
 def _tiny_decoder_file(elem_id) -> None:
     """Where the host can't fetch the tiny decoder: name a file, and it is copied to where the host looks."""
-    with gr.Accordion("Tiny decoder file", open=False, elem_id=elem_id("tiny_file_section")), FormRow():
+    with gr.Accordion("Tiny decoder file", open=False, elem_id=elem_id("tiny_file_section")):
         path = gr.Textbox(label="File to copy", placeholder="taesdxl_decoder.pth", elem_id=elem_id("tiny_file"))
-        button = gr.Button("Copy", elem_id=elem_id("tiny_file_copy"), scale=0)
-        answer = gr.HTML("", elem_id=elem_id("tiny_file_answer"))
+        button = gr.Button("Copy", elem_id=elem_id("tiny_file_copy"), size="sm")
+        answer = gr.HTML("", elem_id=elem_id("tiny_file_answer"), elem_classes=["sdxl-optim-answer"])
         path.do_not_save_to_config = True
         button.click(lambda source: html.escape(copy_decoder(source)), inputs=[path], outputs=[answer])
 
