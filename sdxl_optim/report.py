@@ -16,7 +16,7 @@ class PassReport:
     plan: Plan
     counts: Counts = Counts()
     extra_calls: int = 0  # UNet calls made by others meanwhile
-    freeu_calls: int = 0
+    freeu_calls: int = 0  # calls in which it changed something; not cached ones that skip its blocks
     store_bytes: int = 0
     seconds: float = 0.0
     finished: bool = False
@@ -26,9 +26,8 @@ class PassReport:
     def __post_init__(self):
         self.notes.extend(self.plan.notes)
 
-    def count_call(self, rows: int, stock_rows: int, freeu: bool) -> None:
+    def count_call(self, stock_rows: int) -> None:
         self.counts += Counts(calls=1, stock_rows=stock_rows)
-        self.freeu_calls += freeu
 
     def count_unet(self, rows: int, ours: bool, cached: bool) -> None:
         if ours:

@@ -35,6 +35,7 @@ class Run:
         self._part = 0
         self._rows_left = 0
         self._cond_rows = 0
+        self._freeu_counted = False
         self._model = -1
         self.attached_to: Hashable = None
         self._store: DeepCacheStore | None = None
@@ -110,7 +111,8 @@ class Run:
                 self.note("schedule", "the sampler made more calls than foreseen; these ran uncached")
         self._calls_begun += 1
         self._part, self._rows_left, self._cond_rows = 0, rows, cond_rows
-        self.report.count_call(rows, stock_rows, self.step.freeu and self.plan.freeu is not None)
+        self.report.count_call(stock_rows)
+        self._freeu_counted = False
         return self.step
 
     def next_step(self) -> StepPlan:
@@ -155,4 +157,8 @@ class Run:
         # not be FreeU's.
         if self.step is None or not self.step.freeu:
             return False
-        return self._store is None or not self._store.skips_output_block(output_block, depth)
+        acts = self._store is None or not self._store.skips_output_block(output_block, depth)
+        if acts and not self._freeu_counted:
+            self._freeu_counted = True
+            self.report.freeu_calls += 1
+        return acts

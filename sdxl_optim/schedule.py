@@ -31,6 +31,7 @@ class Call:
     step: the sampler step it belongs to; place: 0 for the first call of its step, 1 for the second, …
     sigma: the noise level that the sampler asks for (timestep, for samplers that count in those).
     host_skips: the host itself computes no uncond rows in this call.
+    same_length: whether cond and uncond have equally many tokens; prompt editing may change it. None: as in Rows.
     model: 0 until the refiner takes over, then 1.
     """
 
@@ -39,6 +40,7 @@ class Call:
     sigma: float = 0.0
     host_skips: bool = False
     model: int = 0
+    same_length: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -122,9 +124,10 @@ class Rows:
     same_length: bool = True
     batched: bool = True
 
-    def unet_calls(self, with_uncond: bool) -> tuple[int, ...]:
+    def unet_calls(self, with_uncond: bool, same_length: bool | None = None) -> tuple[int, ...]:
         """Rows of each UNet call of a denoiser call."""
-        if with_uncond and not self.same_length:
+        same_length = self.same_length if same_length is None else same_length
+        if with_uncond and not same_length:
             return (*_chunks(self.cond, self.batch * (2 if self.batched else 1)), self.uncond)
         total = self.cond + self.uncond * with_uncond
         return _chunks(total, total if self.batched else self.batch)
@@ -155,8 +158,8 @@ def predict(steps: Sequence[StepPlan], loop: Loop, rows: Rows) -> Counts:
     total = Counts()
     for call in loop.calls:
         step = steps[call.step]
-        stock = rows.unet_calls(with_uncond=not call.host_skips)
-        parts = rows.unet_calls(with_uncond=not (call.host_skips or step.cut))
+        stock = rows.unet_calls(not call.host_skips, call.same_length)
+        parts = rows.unet_calls(not (call.host_skips or step.cut), call.same_length)
         full = cached = 0
         for part, count in enumerate(parts):
             key = (call.place, part)

@@ -156,7 +156,7 @@ class DeepCache:
     center: float = slider(
         0.3, 0.0, 1.0, 0.01, "center", "Nonuniform: fraction of the steps around which full steps gather."
     )
-    power: float = slider(1.4, 1.0, 4.0, 0.05, "power", "Nonuniform: how strongly they gather. 1 is uniform.")
+    power: float = slider(1.4, 1.0, 4.0, 0.05, "power", "Nonuniform: how strongly they gather. 1 spaces them evenly.")
     start: float = _start()
     stop: float = _stop()
 

@@ -297,8 +297,8 @@ def test_the_hooks_version_1_agrees_with_diffusers(base):
     x, text = torch.randn(2, 4, 8, 8), torch.randn(2, 77, 2 * tiny.WIDTH)
     numbers = {"text_embeds": torch.randn(2, tiny.WIDTH), "time_ids": torch.randn(2, 6)}
     results = []
-    for with_deepcache in (False, True):
-        with torch.no_grad(), freeu_attached(base.unet, from_dict(FREEU).freeu, with_deepcache) as switch:
+    for is_skipped in (None, lambda up_block, resnet: False):  # diffusers' own, then the hooks
+        with torch.no_grad(), freeu_attached(base.unet, from_dict(FREEU).freeu, is_skipped) as switch:
             switch.turn(True)
             call = base.unet(x, 500, encoder_hidden_states=text, added_cond_kwargs=numbers)
             results.append(call.sample)
@@ -306,6 +306,14 @@ def test_the_hooks_version_1_agrees_with_diffusers(base):
         stock = base.unet(x, 500, encoder_hidden_states=text, added_cond_kwargs=numbers).sample
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
     assert (results[0] - stock).abs().max() > 1e-3
+
+
+def test_freeu_does_nothing_in_layers_that_keep_still(base):
+    """At branch 0 a cached call runs none of the layers that FreeU acts on."""
+    both = {**FREEU, "deepcache": {"enabled": True, "cache_interval": 3}}
+    report = only_pass(run(base, both)[0])
+    assert report.counts.cached > 0
+    assert report.freeu_calls == report.counts.full
 
 
 @pytest.mark.parametrize("version", [1, 2])

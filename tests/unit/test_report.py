@@ -17,7 +17,7 @@ def finished_pass(
 ) -> PassReport:
     report = PassReport(name, plan_for(settings, LOOP))
     for reused, rows in zip(cached, (2, 2, 1, 1), strict=True):
-        report.count_call(rows, 2, False)
+        report.count_call(2)
         report.count_unet(rows, True, reused)
     report.finished = True
     return report

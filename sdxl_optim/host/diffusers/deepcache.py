@@ -55,6 +55,12 @@ class ScheduledDeepCache(DeepCacheSDHelper):
     def is_skip_step(self, block_i: int, layer_i: int, blocktype: str = "down") -> bool:
         return self.cached and super().is_skip_step(block_i, layer_i, blocktype)
 
+    def skips(self, up_block: int, resnet: int) -> bool:
+        """Whether a layer of an up block, counted as diffusers does, keeps still in the call now running."""
+        blocks = self.pipe.unet.up_blocks
+        layers = len(blocks[up_block].resnets)
+        return self.is_skip_step(len(blocks) - up_block - 1, layers - resnet - 1, "up")
+
     def _measure(self) -> None:
         if not self.cached:
             tensors = [t for _, outputs in self._stores.values() for t in _tensors(outputs)]

@@ -47,7 +47,7 @@ class DiffusersRun:
         """While entered, the plan runs on `pipe`. Afterwards the pipeline is as before."""
         with ExitStack() as stack:
             if self.plan.freeu:
-                switch = freeu_attached(pipe.unet, self.plan.freeu, self.plan.deepcache is not None)
+                switch = freeu_attached(pipe.unet, self.plan.freeu, self._is_skipped if self.plan.deepcache else None)
                 self._freeu = stack.enter_context(switch)
             if self.plan.deepcache:
                 self._deepcache = ScheduledDeepCache(pipe, self.plan.deepcache)
@@ -55,12 +55,21 @@ class DiffusersRun:
                 stack.callback(self._close_deepcache)
             stack.callback(pipe.unet.register_forward_pre_hook(self._before_unet).remove)
             yield
+            self._count_freeu()
         self.report.finished = self._begun == len(self.plan.loop.calls)
 
     def _close_deepcache(self) -> None:
         self._deepcache.disable()
         self.report.store_bytes = max(self.report.store_bytes, self._deepcache.peak_bytes)
         self._deepcache = None
+
+    def _is_skipped(self, up_block: int, resnet: int) -> bool:
+        return self._deepcache is not None and self._deepcache.skips(up_block, resnet)
+
+    def _count_freeu(self) -> None:
+        """Count the call that has just ended, if FreeU changed something in it."""
+        if self._freeu:
+            self.report.freeu_calls += self._freeu.acted
 
     def _next_step(self) -> StepPlan:
         return self.plan.step(self._next_call().step)
@@ -83,9 +92,10 @@ class DiffusersRun:
         if self._deepcache:
             shape = (*x.shape[2:], x.dtype, x.device)
             cached = self._deepcache.begin(call.place, step.cached, len(x), self.plan.rows.cond, shape)
+        self._count_freeu()
         if self._freeu:
             self._freeu.turn(step.freeu)
-        self.report.count_call(len(x), self.plan.rows.cond + self.plan.rows.uncond, step.freeu)
+        self.report.count_call(self.plan.rows.cond + self.plan.rows.uncond)
         self.report.count_unet(len(x), True, cached)
 
     def after_step(self, pipe: DiffusionPipeline, index: int, timestep, tensors: dict) -> dict:

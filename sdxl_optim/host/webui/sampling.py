@@ -98,7 +98,14 @@ def gather_facts(p, sampler, settings: Settings, steps: int, func) -> Facts:
     if loop.foreseeable:
         total = sampler.config.total_steps(steps)
         calls = _switch_to_refiner(p, denoiser, total, loop.calls)
-        calls = (replace(c, host_skips=_host_skips(i, total, c.sigma, denoiser)) for i, c in enumerate(calls))
+        calls = (
+            replace(
+                call,
+                host_skips=_host_skips(i, total, call.sigma, denoiser),
+                same_length=_same_length(args["cond"], args["uncond"], i),
+            )
+            for i, call in enumerate(calls)
+        )
         loop = replace(loop, calls=tuple(calls))
     depth, stages, no_unet = 0, 0, None
     try:
@@ -112,11 +119,27 @@ def gather_facts(p, sampler, settings: Settings, steps: int, func) -> Facts:
 
 
 def _rows(cond, uncond, edits: bool) -> Rows:
-    conds_list, text_cond = prompt_parser.reconstruct_multicond_batch(cond, 0)
-    text_uncond = prompt_parser.reconstruct_cond_batch(uncond, 0)
-    same = text_cond.shape[1] == text_uncond.shape[1] or opts.pad_cond_uncond or opts.pad_cond_uncond_v0
-    batch = len(conds_list)
-    return Rows(text_cond.shape[0], batch * (2 if edits else 1), batch, bool(same), bool(opts.batch_cond_uncond))
+    batch = len(cond.batch)
+    cond_rows = sum(len(prompts) for prompts in cond.batch)
+    same_length = _same_length(cond, uncond, 0)
+    return Rows(cond_rows, batch * (2 if edits else 1), batch, same_length, bool(opts.batch_cond_uncond))
+
+
+def _same_length(cond, uncond, call: int) -> bool:
+    """Whether the host's `call`-th call has equally many tokens in its cond and uncond rows."""
+    if opts.pad_cond_uncond or opts.pad_cond_uncond_v0:
+        return True
+    longest = max(_tokens(_scheduled(prompt.schedules, call)) for prompts in cond.batch for prompt in prompts)
+    return longest == _tokens(uncond[0][0])  # the host gives all uncond rows the length of the first
+
+
+def _scheduled(schedules, call: int):
+    """The entry of a prompt's editing schedule that the host takes for its `call`-th call."""
+    return next((entry for entry in schedules if call <= entry.end_at_step), schedules[0])
+
+
+def _tokens(entry) -> int:
+    return (entry.cond["crossattn"] if isinstance(entry.cond, dict) else entry.cond).shape[0]
 
 
 def _edits(denoiser) -> bool:
