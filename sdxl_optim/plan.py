@@ -73,6 +73,9 @@ def make_plan(settings: Settings, facts: Facts) -> Plan:
 
     freeu_steps = schedule.window(freeu.start, freeu.stop, n) if freeu else ()
     cached_steps = _cached_steps(deepcache, n) if deepcache else frozenset()
+    if deepcache and not cached_steps:
+        notes.append(Note("DeepCache", "with these settings every step is full and nothing is reused", refused=False))
+        deepcache = None
     steps = tuple(
         StepPlan(i in cached_steps, cut_from is not None and i >= cut_from, i in freeu_steps) for i in range(n)
     )

@@ -73,9 +73,7 @@ def test_no_reach_into_the_unet_refuses_what_needs_it_and_nothing_else():
 
 def test_the_cutoff_is_refused_with_the_hosts_reason():
     plan = plan_for(ALL, EULER, no_cut="prompts joined by AND need the unconditional rows")
-    assert [str(n) for n in plan.notes] == [
-        "CFG cutoff refused: prompts joined by AND need the unconditional rows"
-    ]
+    assert [str(n) for n in plan.notes] == ["CFG cutoff refused: prompts joined by AND need the unconditional rows"]
     assert not any(step.cut for step in plan.steps)
     assert plan.deepcache is not None
 
@@ -86,9 +84,7 @@ def test_freeu_needs_a_stage():
 
 def test_a_branch_deeper_than_the_unet_is_refused_with_what_is_allowed():
     settings = {"deepcache": {"enabled": True, "cache_branch_id": 9}}
-    assert notes(settings, depth=9) == [
-        "DeepCache refused: branch 9 is deeper than this model's UNet; allowed: 0 to 8"
-    ]
+    assert notes(settings, depth=9) == ["DeepCache refused: branch 9 is deeper than this model's UNet; allowed: 0 to 8"]
     assert notes({"deepcache": {"enabled": True, "cache_branch_id": 8}}, depth=9) == []
 
 
@@ -104,8 +100,7 @@ def test_a_freeu_window_cannot_be_kept_in_an_unforeseen_loop():
     for window in ({"start": 0.1}, {"stop": 0.9}):
         plan = plan_for({"freeu": {"enabled": True, **window}}, ADAPTIVE)
         assert [str(n) for n in plan.notes] == [
-            "FreeU refused: this sampler's number of steps can't be foreseen,"
-            " so a start/stop window can't be kept"
+            "FreeU refused: this sampler's number of steps can't be foreseen, so a start/stop window can't be kept"
         ]
         assert plan.freeu is None
         assert not plan.step(0).freeu
@@ -151,3 +146,11 @@ def test_settings_that_are_off_by_default_plan_nothing():
     from sdxl_optim.settings import to_dict
 
     assert plan_for(to_dict(Settings()), EULER).prediction == plan_for({}, EULER).prediction
+
+
+@pytest.mark.parametrize("wanted", [{"cache_interval": 1}, {"start": 0.5, "stop": 0.5}, {"start": 0.5, "stop": 0.55}])
+def test_deepcache_with_nothing_to_reuse_is_left_out_and_said(wanted):
+    plan = plan_for({"deepcache": {"enabled": True, **wanted}}, EULER)
+    assert plan.deepcache is None
+    assert str(plan.notes[-1]) == "DeepCache note: with these settings every step is full and nothing is reused"
+    assert plan.prediction == plan_for({}, EULER).prediction
