@@ -9,6 +9,7 @@ from pathlib import Path
 from sdxl_optim import cli
 from sdxl_optim.bench import article
 from sdxl_optim.bench.cases import ARTICLE_PROMPTS, Prompt
+from sdxl_optim.bench.reading import cases_of, prompts_of
 from sdxl_optim.errors import SettingsError
 
 CASES = "stock, freeu, cutoff 0.75, deepcache 3, tiny, freeu+cutoff 0.75+deepcache 3+tiny"
@@ -47,7 +48,7 @@ def _bench(args: argparse.Namespace) -> int:
     values = cli._values(args, SAMPLING | NUMBERS)
     if args.article and args.cases:
         raise SettingsError("--cases", args.cases, "not together with --article")
-    cases = article.article_cases() if args.article else read_cases(args.cases or CASES)
+    cases = article.article_cases() if args.article else cases_of(args.cases or CASES)
     prompts = read_prompts(args.prompts)
     out = cli._folder(args.out)
     if args.refiner and not args.model:
@@ -110,12 +111,6 @@ def _compare(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_cases(text: str) -> list[article.Case]:
-    """Stock, then the combinations. Raises SettingsError."""
-    names = [part.strip() for part in text.split(",") if part.strip()]
-    return list(dict.fromkeys([article.Case("stock"), *map(article.combination, names)]))
-
-
 def read_prompts(path: Path | None) -> list[Prompt]:
     """Raises SettingsError."""
     if path is None:
@@ -128,13 +123,3 @@ def read_prompts(path: Path | None) -> list[Prompt]:
         raise SettingsError("--prompts", str(path), "a file with a prompt a line")
     return prompts
 
-
-def prompts_of(text: str) -> list[Prompt]:
-    """A prompt a line, "seed: prompt" or the prompt alone, which then has its line's number as seed."""
-    prompts = {}
-    for number, line in enumerate(filter(None, map(str.strip, text.splitlines())), 1):
-        seed, colon, rest = line.partition(":")
-        named = colon and seed.strip().isdigit() and rest.strip()
-        prompt = Prompt(rest.strip(), rest.strip(), int(seed)) if named else Prompt(line, line, number)
-        prompts.setdefault(prompt.name, prompt)
-    return list(prompts.values())

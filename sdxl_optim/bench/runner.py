@@ -14,6 +14,7 @@ from PIL import Image
 
 from sdxl_optim.bench.article import Case
 from sdxl_optim.bench.cases import Prompt
+from sdxl_optim.bench.quality import compared
 from sdxl_optim.bench.report import write_report
 from sdxl_optim.bench.results import Results, Row
 
@@ -71,12 +72,13 @@ class Runner:
             if len(set(names)) < len(names):
                 raise ValueError(f"a name is used twice: {', '.join(names)}")
         self.results.replace([row for row in self.results.rows() if row.seconds is not None])
+        self._references = {row.group: row for row in reversed(self.results.rows()) if row.stock}
         missing = self._missing()
         self._total = sum(len(tasks) + self.warm_up for case, tasks in missing.items() if not self.host.why_not(case))
         self._done, self._report_progress = 0, on_progress
         try:
             for case, tasks in missing.items():
-                self._run_case(case, tasks)
+                self._run_or_note(case, tasks)
         except Stopped:
             pass
         finally:
@@ -98,6 +100,13 @@ class Runner:
         }
         return {case: todo for case, todo in tasks.items() if todo}
 
+    def _run_or_note(self, case: Case, tasks: list[tuple[Prompt, int]]) -> None:
+        """A case that fails (memory that does not suffice, most often) is noted, and the next ones are run."""
+        try:
+            self._run_case(case, tasks)
+        except RuntimeError as error:
+            self.results.append(Row(case.name, notes=f"failed: {(str(error).splitlines() or [repr(error)])[0]}"))
+
     def _run_case(self, case: Case, tasks: list[tuple[Prompt, int]]) -> None:
         reason = self.host.why_not(case)
         if reason:
@@ -111,7 +120,15 @@ class Runner:
                 picture, row, infotext = self._make(case, prompt, f"{prompt.name}, run {run}")
                 own = {"case": case.name, "group": prompt.name, "prompt": prompt.name, "run": run, "stock": case.stock}
                 first = first or row.seconds
-                self.results.append(dataclasses.replace(row, **own, first_seconds=first), picture, infotext)
+                self._keep(dataclasses.replace(row, **own, first_seconds=first), picture, infotext)
+
+    def _keep(self, row: Row, picture: Image.Image, infotext: str) -> None:
+        reference = self._references.get(row.group)
+        if reference is not None:
+            row = compared(row, reference.picture, self.results.picture(reference.picture), picture)
+        row = self.results.append(row, picture, infotext)
+        if row.stock:
+            self._references.setdefault(row.group, row)
 
     def _make(self, case: Case, prompt: Prompt, what: str) -> tuple[Image.Image, Row, str]:
         if self._stop:

@@ -10,9 +10,9 @@ from PIL import Image
 
 from sdxl_optim.bench.article import Case, article_cases, combination
 from sdxl_optim.bench.cases import ARTICLE_PROMPTS, Prompt
-from sdxl_optim.bench.cli import prompts_of, read_cases
 from sdxl_optim.bench.compare import comparison, comparison_text
-from sdxl_optim.bench.report import table_of
+from sdxl_optim.bench.reading import as_text, cases_of, prompts_of
+from sdxl_optim.bench.report import summary, table_of
 from sdxl_optim.bench.results import Results, Row
 from sdxl_optim.bench.runner import Progress, Runner, Stopped
 from sdxl_optim.errors import SettingsError
@@ -35,8 +35,10 @@ class Painter:
     @contextlib.contextmanager
     def opened(self, case):
         self.open.append(case.name)
-        yield
-        self.open.remove(case.name)
+        try:
+            yield
+        finally:
+            self.open.remove(case.name)
 
     def make(self, case, prompt):
         assert self.open == [case.name]
@@ -100,6 +102,24 @@ def test_an_error_keeps_what_is_done(results):
     assert (results.folder / "report.html").is_file()
 
 
+def test_a_case_that_fails_is_noted_and_the_next_is_run(results, monkeypatch):
+    host = Painter()
+    make = host.make
+
+    def failing(case, prompt):
+        if case.name == "freeu":
+            raise RuntimeError("CUDA out of memory.\nMany more words")
+        return make(case, prompt)
+
+    monkeypatch.setattr(host, "make", failing)
+    Runner(host, results, CASES, PROMPTS).run()
+    assert [(r.case, r.notes) for r in results.rows()][2:4] == [
+        ("freeu", "failed: CUDA out of memory."),
+        ("OneDiff", "not run: the package onediff is not installed"),
+    ]
+    assert len(host.made) == 4
+
+
 def test_two_cases_of_one_name_are_refused(results):
     with pytest.raises(ValueError, match="used twice"):
         Runner(Painter(), results, [Case("a"), Case("a", steps=3)], PROMPTS).run()
@@ -117,10 +137,10 @@ def test_the_articles_rows():
 
 
 def test_cases_by_name():
-    names = [case.name for case in read_cases("freeu, cutoff 0.5+tiny, freeu")]
+    names = [case.name for case in cases_of("freeu, cutoff 0.5+tiny\nfreeu, stock")]
     assert names == ["stock", "freeu", "cutoff 0.5+tiny"]
     with pytest.raises(SettingsError, match="combination: 'nonsense' is not allowed"):
-        read_cases("freeu, nonsense")
+        cases_of("freeu, nonsense")
 
 
 def test_prompts_with_and_without_seeds():
@@ -129,7 +149,7 @@ def test_prompts_with_and_without_seeds():
         Prompt("a: bird", "a: bird", 2),
         Prompt("7:", "7:", 3),
     ]
-    assert len({p.name for p in ARTICLE_PROMPTS}) == 4
+    assert prompts_of(as_text(ARTICLE_PROMPTS)) == list(ARTICLE_PROMPTS)
 
 
 def test_two_results_side_by_side(results, tmp_path):
@@ -146,7 +166,5 @@ def test_two_results_side_by_side(results, tmp_path):
 
 def test_speed_is_against_the_stock_row(results):
     Runner(Painter(), results, CASES[:2], PROMPTS).run()
-    from sdxl_optim.bench.report import summary
-
     headings, cells = table_of(summary(results.rows()))
     assert [line[headings.index("Speed")] for line in cells] == ["1.00×", "0.43×"]

@@ -8,7 +8,7 @@ from modules import script_callbacks
 from modules.shared import opts
 from sdxl_optim import settings as declared
 from sdxl_optim.errors import SettingsError
-from sdxl_optim.host.webui import grid, infotext, ui
+from sdxl_optim.host.webui import grid, infotext, tab, ui
 from sdxl_optim.host.webui.job import Job, begin_job, end_job, job_of, log, refuse_request
 from sdxl_optim.host.webui.measure import measurement_of
 from sdxl_optim.host.webui.options import add_options
@@ -29,6 +29,7 @@ def register_callbacks() -> None:
     script_callbacks.on_infotext_pasted(infotext.on_infotext_pasted)
     script_callbacks.on_image_grid(grid.on_image_grid)
     script_callbacks.on_ui_settings(add_options)
+    script_callbacks.on_ui_tabs(tab.build)
 
 
 def _show_log() -> None:
