@@ -83,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
         PROG, description="Stable Diffusion XL with optimisations that compose and tell what they did."
     )
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(title="commands", required=True, metavar="generate | demo | bench | compare")
+    names = "generate | demo | bench | compare | demo-model"
+    commands = parser.add_subparsers(title="commands", required=True, metavar=names)
     usage = f"{PROG} generate --model MODEL --prompt TEXT [options]"
     _generate_options(commands.add_parser("generate", help="make pictures", usage=usage, allow_abbrev=False))
     _demo_options(
@@ -92,6 +93,10 @@ def _parser() -> argparse.ArgumentParser:
     from sdxl_optim.bench import cli as bench  # which itself builds on this module
 
     bench.add_commands(commands)
+
+    from sdxl_optim.demo_model import cli as demo_model
+
+    demo_model.add_command(commands)
     return parser
 
 

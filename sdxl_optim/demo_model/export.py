@@ -85,11 +85,12 @@ def write_tiny_vae(folder: str | Path, weights: Path = WEIGHTS) -> Path:
 def write_webui(webui: str | Path, weights: Path = WEIGHTS) -> list[Path]:
     """Put checkpoint, refiner, their YAMLs, the tiny VAE and the CLIP folder where a WebUI looks for them.
 
-    Needs neither diffusers nor transformers. Raises ValueError where `webui` is no WebUI folder. Returns the files.
+    Needs neither diffusers nor transformers. Raises NotADirectoryError where `webui` is no WebUI folder. Returns the
+    files.
     """
     webui = Path(webui).resolve()
     if not (webui / "modules").is_dir() or not (webui / "models").is_dir():
-        raise ValueError(f"webui: {str(webui)!r} holds no modules and models folders; name the WebUI's own folder")
+        raise NotADirectoryError(f"webui: {str(webui)!r} has no modules and models folders; name the WebUI's own one")
     clip = webui / "models" / NAME / "clip"
     tokenizer.write_vocabulary(clip)
     (clip / "config.json").write_text(json.dumps(_clip_config(TEXT), indent=2), "utf-8")

@@ -1,8 +1,9 @@
 """Train the demo model: `python -m sdxl_optim.demo_model.train --state DIR --out DIR`.
 
-Six stages in a row: text encoders, VAE, classifier, UNet, tiny VAE, refiner. `--stage` runs some of them, and a run
-that was stopped (`--stop-after`) goes on where its state in `--state` ends; that is kept in pieces of at most 16 MB.
-Two processes may share a state: with `--wait`, one compiles and waits until the other has trained what it builds on.
+Seven stages in a row: text encoders, VAE, its decoder, classifier, UNet, tiny VAE, refiner. `--stage` runs some of
+them, and a run that was stopped (`--stop-after`) goes on where its state in `--state` ends; that is kept in pieces of
+at most 16 MB. Two processes may share a state: with `--wait`, one compiles and waits until the other has trained what
+it builds on.
 A GPU is meant: `--toy` runs the same code in a minute on a CPU and teaches nothing.
 """
 
@@ -47,6 +48,7 @@ class Stage:
 STAGES = {
     "text": Stage(1024, 2500, 30, 1e-3, decay=0.5, ema=0.99),
     "vae": Stage(64, 24000, 195, 1e-3, decay=0.5, ema=0.998),
+    "decoder": Stage(16, 2000, 40, 3e-4, decay=0.7, ema=0.98),
     "classifier": Stage(256, 8000, 40, 2e-3, decay=0.5, ema=0.99),
     "unet": Stage(256, 80000, 670, 8e-4, decay=0.5, ema=0.999),
     "tiny": Stage(64, 8000, 40, 1e-3, decay=0.5, ema=0.998),
@@ -225,7 +227,7 @@ class Trainer:
         began, logged = time.monotonic() - self.seconds, self.step
         saved = time.monotonic()
         while self.progress() < 1 and not self.run.is_over():
-            warm = min(1.0, (self.fresh + 1) / 200)
+            warm = min(1.0, (self.fresh + 1) / min(200, 1 + self.stage.steps // 10))
             self.rate.fill_(self.stage.rate * warm * min(1.0, max(0.0, 1 - self.progress()) / self.stage.decay))
             self.decay.fill_(min(self.stage.ema, (1 + self.step) / (10 + self.step)))
             self._call(next(batches))
@@ -343,7 +345,7 @@ class Run:
         tensors = load_pieces(self.state, name)
         if not tensors:
             raise FileNotFoundError(f"stage: {name!r} is not trained yet; run --stage {name} first")
-        model.load_state_dict(tensors)
+        model.load_state_dict(tensors | (load_pieces(self.state, "decoder") if name == "vae" else {}))
         return model.to(self.device).eval().requires_grad_(False)
 
     def to_device(self, chunk: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -454,6 +456,30 @@ def train_vae(run: Run) -> None:
         return whitened(model, data.render(chunk["rows"]) * 2 - 1, run)
 
     finish(Trainer("vae", model, loss, stage, run), batches(), change)
+
+
+def train_decoder(run: Run) -> None:
+    """The VAE's decoder on whole pictures, whose normalisation statistics differ from a window's; latents stay."""
+    model = lean(run.network("vae", networks.vae()).to(memory_format=channels_last(run)), run)
+    model.decoder.train().requires_grad_(True)
+    stage = run.stage("decoder")
+
+    def loss(latents, target):
+        return picture_loss(model.decoder(model.post_quant_conv(latents)), target)
+
+    @torch.no_grad()
+    def batches():
+        for chunk in map(run.to_device, scenes(run.seed + 6, 4 * stage.batch, run.workers)):
+            for rows in chunk["rows"].split(stage.batch):
+                target = data.render(rows) * 2 - 1
+                with run.autocast():
+                    mean = model.quant_conv(model.encoder(target)).float().chunk(2, 1)[0]
+                yield mean + 0.05 * mean.std() * torch.randn_like(mean), target
+
+    def change(tensors):
+        return {k: v for k, v in tensors.items() if k.startswith("decoder.")}
+
+    finish(Trainer("decoder", model, loss, stage, run), batches(), change)
 
 
 @torch.no_grad()
@@ -707,6 +733,7 @@ def train_tiny(run: Run) -> None:
 TRAIN = {
     "text": train_text,
     "vae": train_vae,
+    "decoder": train_decoder,
     "classifier": train_classifier,
     "unet": train_unet,
     "tiny": train_tiny,
@@ -726,7 +753,9 @@ def write_weights(run: Run, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in TRAIN:
         tensors = load_pieces(run.state, name) or unfinished(run.state, name)
-        if tensors:
+        if name == "vae" and tensors:
+            tensors |= load_pieces(run.state, "decoder")
+        if tensors and name != "decoder":
             save_file({k: v.half().contiguous() for k, v in tensors.items()}, folder / f"{name}.safetensors")
     (folder / "losses.csv").write_bytes((run.state / "losses.csv").read_bytes())
 
