@@ -36,7 +36,11 @@ class Tab:
             quiet = 0 if self._events else quiet + 1
 
     def elem_id(self, *path: str) -> str:
-        return f"script_{self.name}_sdxl_optim_{'_'.join(path)}"
+        return self.id_of(self.name, *path)
+
+    @staticmethod
+    def id_of(tab: str, *path: str) -> str:
+        return f"script_{tab}_sdxl_optim_{'_'.join(path)}"
 
     # --- the request
 

@@ -1,6 +1,5 @@
 """Settings travel with the picture: pasted, sent from PNG Info, restored, switched off."""
 
-import numpy as np
 import pytest
 import requests
 
@@ -80,14 +79,13 @@ def test_a_bare_prompt_changes_nothing(tab, mixed_picture):
     assert tab.settings() == before
 
 
-def test_from_png_info_to_txt2img(webui, open_page, mixed_picture):
-    tab = Tab(open_page(webui))
-    tab.fill_in()
-    tab.set(MIXED)
+def test_from_png_info_to_txt2img(webui, tab, open_page, mixed_picture):
+    paste(tab, mixed_picture.infotext)
     assert same(tab.generate(), mixed_picture)
     file = {"name": "fox.png", "mimeType": "image/png", "buffer": tab.file_in_gallery()}
 
     other = Tab(open_page(webui))
+    assert other.settings() == Tab(other.page, "img2img").settings() == Settings()
     browser.show_tab(other.page, "tab_pnginfo")
     other.page.set_input_files("#pnginfo_image input[type=file]", file)
     other.page.wait_for_selector("#tab_pnginfo :text('SDXL Optim result')")
@@ -98,49 +96,37 @@ def test_from_png_info_to_txt2img(webui, open_page, mixed_picture):
     assert other.settings() == declared.from_dict(MIXED)
     assert same(other.generate(), mixed_picture)
 
-
-def test_sent_from_the_gallery_to_img2img(webui, open_page):
-    page = open_page(webui)
-    tab, other = Tab(page), Tab(page, "img2img")
-    tab.fill_in(steps=2)
-    tab.set(MIXED)
-    tab.generate()
-    page.click("#txt2img_send_to_img2img")
-    page.wait_for_selector("#tab_img2img", state="visible")
-    tab.settle()
-    assert other.settings() == tab.settings() == declared.from_dict(MIXED)
+    other.page.click("#txt2img_send_to_img2img")
+    other.page.wait_for_selector("#tab_img2img", state="visible")
+    other.settle()
+    assert Tab(other.page, "img2img").settings() == declared.from_dict(MIXED)
 
 
-def test_tiny_vae_leaves_no_override_chip(client, webui, stock, tab):
+def test_tiny_vae_leaves_no_override_chip(client, tab, stock_picture):
     tiny = by_api(client.txt2img(TINY, **SMALL)[0])
     assert "VAE Decoder: TAESD" in tiny.infotext
     paste(tab, tiny.infotext)
     assert chips(tab) == []
     assert tab.settings() == declared.from_dict(TINY)
 
-    hosts = by_api(stock.txt2img(override_settings={"sd_vae_decode_method": "TAESD"}, **SMALL)[0])
-    assert np.array_equal(hosts.pixels, tiny.pixels)
-    paste(tab, hosts.infotext)
+    # What the host writes where the user's own option is TAESD. (No run with it: the host would keep the option.)
+    paste(tab, stock_picture.infotext.replace(", Version:", ", VAE Decoder: TAESD, Version:"))
     assert [chip.split("\n")[0].strip() for chip in chips(tab)] == ["VAE Decoder: TAESD"]
     assert not tab.settings().enabled
-    assert same(tab.generate(), hosts)
 
     paste(tab, tiny.infotext)
     assert chips(tab) == []
     assert same(tab.generate(), tiny)
 
 
-def test_no_component_yields_none(client, webui, open_page):
+def test_no_component_yields_none(webui):
     components = requests.get(f"{webui.url}/config", timeout=60).json()["components"]
     values = {c["props"].get("elem_id"): c["props"].get("value") for c in components}
-    page = open_page(webui)
     for name in ("txt2img", "img2img"):
-        tab = Tab(page, name)
         for field in ui_fields():
-            elem_id = tab.elem_id(*field.path) + ("-checkbox" if field.declaration.kind == "toggle" else "")
+            elem_id = Tab.id_of(name, *field.path) + ("-checkbox" if field.declaration.kind == "toggle" else "")
             assert values[elem_id] == field.declaration.default, field.name
             assert type(values[elem_id]) in (bool, int, float, str)
-        assert tab.settings() == Settings()
 
 
 def test_each_control_has_its_help_on_hover(tab):
