@@ -27,7 +27,7 @@ def why_no_tiny_decoder() -> str | None:
     """None when the tiny decoder is at hand; the host fetches it where it can. Else one sentence for the user."""
     try:
         sd_vae_taesd.decoder_model()
-    except (OSError, URLError, RuntimeError, ValueError, KeyError) as error:
+    except (OSError, URLError, RuntimeError, ValueError, KeyError, TypeError) as error:
         path = decoder_path()
         found = "cannot be read" if path.exists() else "is missing and could not be fetched"
         return f"{path.name} {found} ({type(error).__name__}); the full VAE is used. Put it into {path.parent}."
