@@ -79,5 +79,5 @@ def article_cases() -> list[Case]:
         ),
         combination("tiny+cutoff 0.75", "OneDiff + Tiny VAE + CFG off at 75 % + 30 steps", steps=30, change="onediff"),
         combination("tiny+cutoff 0.75", "Tiny VAE + CFG off at 75 % + 30 steps", steps=30),
-        combination("tiny+cutoff 0.75+deepcache 3", "… + DeepCache, which the article could not add", steps=30),
+        combination("tiny+cutoff 0.75+deepcache 3", "Tiny VAE + CFG off at 75 % + DeepCache + 30 steps", steps=30),
     ]

@@ -62,11 +62,12 @@ def write_report(results: Results) -> list[Row]:
 
 
 def summary(rows: Iterable[Row]) -> list[Row]:
-    """One row a case: the mean over its prompts and runs; a grid's cells stay as they are."""
+    """One row a case: the mean over its prompts and runs. A plot's groups are not prompts, and stay."""
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
-        key = (row.case, tuple(row.axes.items()), row.group if row.axes else "")
-        groups.setdefault(key, []).append(row)
+        if row.group == row.prompt:
+            row = dataclasses.replace(row, group="")
+        groups.setdefault((row.case, tuple(row.axes.items()), row.group), []).append(row)
     return [group[0] if len(group) == 1 else _mean(group) for group in groups.values()]
 
 

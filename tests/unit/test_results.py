@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,6 +138,16 @@ def test_the_summary_is_the_mean_over_prompts_and_runs():
     assert c == rows[3]
 
 
+def test_a_single_row_loses_its_prompt_too():
+    stock, other = summary([Row("s", group="p", prompt="p", stock=True, seconds=2.0), Row("a", group="p", prompt="p")])
+    assert (stock.group, other.group) == ("", "")
+
+
+def test_a_grids_stock_pictures_stay_with_their_groups():
+    rows = [Row("stock", group=g, prompt="p", stock=True) for g in ("Steps: 6", "Steps: 8")]
+    assert summary(rows) == rows
+
+
 def test_a_grids_cells_are_not_averaged():
     rows = [Row("a", axes={"X": "1"}, group=g) for g in "pq"]
     assert summary(rows) == rows
@@ -183,3 +194,9 @@ def test_charts_of_odd_numbers(values):
     svg = Scatter("t", "x", "y", [Point(str(k), x, y) for k, (x, y) in enumerate(values)], front=True).svg()
     assert svg.count("<circle") == len(values)
     assert "nan" not in svg
+
+
+def test_the_documentation_has_every_column():
+    text = (Path(__file__).parents[2] / "docs" / "benchmark.md").read_text("utf-8")
+    lines = [f"| `{f.name}` | {f.metadata['doc']} |" for f in dataclasses.fields(Row)]
+    assert "\n".join(lines) in text

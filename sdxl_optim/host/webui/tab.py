@@ -57,23 +57,23 @@ def _inputs() -> tuple[list, gr.Button, gr.Button, gr.HTML]:
     prompts = gr.Textbox(
         reading.as_text(ARTICLE_PROMPTS), lines=6, max_lines=12, label="Prompts", info=help, elem_id=f"{ID}_prompts"
     )
-    negative = gr.Textbox("", label="Negative prompt of the benchmark", elem_id=f"{ID}_negative")
+    negative = gr.Textbox("", label="Negative prompt", elem_id=f"{ID}_negative")
     samplers = [s.name for s in sd_samplers.visible_samplers()]
     with FormRow():
-        sampler = gr.Dropdown(samplers, value="Euler", label="Benchmark sampler", elem_id=f"{ID}_sampler")
+        sampler = gr.Dropdown(samplers, value="Euler", label="Sampler", elem_id=f"{ID}_sampler")
         refiner = gr.Dropdown(
             [NO_REFINER, *sd_models.checkpoint_tiles()],
             value=NO_REFINER,
-            label="Refiner of the article's rows",
+            label="Refiner, for the article's rows",
             elem_id=f"{ID}_refiner",
         )
         refiner.do_not_save_to_config = True
     with FormRow():
-        steps = gr.Slider(1, 150, value=article.STEPS, step=1, label="Benchmark steps", elem_id=f"{ID}_steps")
-        cfg = gr.Slider(1, 30, value=article.CFG, step=0.5, label="Benchmark CFG scale", elem_id=f"{ID}_cfg")
+        steps = gr.Slider(1, 150, value=article.STEPS, step=1, label="Steps", elem_id=f"{ID}_steps")
+        cfg = gr.Slider(1, 30, value=article.CFG, step=0.5, label="CFG scale", elem_id=f"{ID}_cfg")
     with FormRow():
-        width = gr.Slider(64, 2048, value=1024, step=8, label="Benchmark width", elem_id=f"{ID}_width")
-        height = gr.Slider(64, 2048, value=1024, step=8, label="Benchmark height", elem_id=f"{ID}_height")
+        width = gr.Slider(64, 2048, value=1024, step=8, label="Width", elem_id=f"{ID}_width")
+        height = gr.Slider(64, 2048, value=1024, step=8, label="Height", elem_id=f"{ID}_height")
     with FormRow():
         runs = gr.Slider(1, 20, value=1, step=1, label="Runs", info="Their mean is reported.", elem_id=f"{ID}_runs")
         help = "Pictures of each case before the measured ones."
