@@ -33,6 +33,18 @@ ARTICLE_PROMPTS = (
     ),
 )
 
+# In the words of the demo model, which knows nothing else.
+DEMO_MODEL_PROMPTS = (
+    Prompt("Stars", "three small yellow stars in a row on a purple gradient background", 1),
+    Prompt(
+        "Triangle and ring",
+        "a large dotted blue triangle at the top left, a green ring at the bottom right, on a gray background",
+        1,
+    ),
+    Prompt("Square and circle", "a large checkered purple square above a white circle on a green background", 1),
+    Prompt("Hearts", "two large striped red hearts side by side on a white background", 1),
+)
+
 TECHNIQUES = {
     "FreeU": {"freeu": {"enabled": True}},
     "CFG cutoff": {"cfg_cutoff": {"enabled": True}},

@@ -147,7 +147,8 @@ def test_demo_in_a_process_of_its_own(tmp_path):
     text = path.read_text("utf-8")
     assert text.count("<img") == 24
     for word in (
-        "Portrait, seed 877866765",
+        "Stars, seed 1",
+        "as prompted",
         "FreeU",
         "CFG cutoff",
         "DeepCache",

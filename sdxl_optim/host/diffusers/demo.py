@@ -1,4 +1,4 @@
-"""The demo: the article's prompts on a tiny SDXL, stock and optimised, as one page."""
+"""The demo: a few prompts on a tiny SDXL, stock and optimised, as one page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffusers import StableDiffusionXLImg2ImgPipeline
 from PIL import Image
 from tqdm import tqdm
 
-from sdxl_optim.bench.cases import ARTICLE_PROMPTS, DEMO_CASES, STOCK, Prompt
+from sdxl_optim.bench.cases import ARTICLE_PROMPTS, DEMO_CASES, DEMO_MODEL_PROMPTS, STOCK, Prompt
 from sdxl_optim.bench.html import Lines, Picture, Pictures, Table, page
 from sdxl_optim.bench.measure import PeakMemory, similarity
 from sdxl_optim.host.diffusers import models as loading
@@ -32,6 +32,7 @@ class Made:
     result: Result
     peak_bytes: int
     similarity: float | None = None
+    as_prompted: bool | None = None  # what the demo model's caption check says
 
     @property
     def image(self) -> Image.Image:
@@ -61,6 +62,7 @@ def trained_models(device, dtype) -> Models | None:
         return Models(
             loading.load_base(str(base), device, dtype),
             tiny_vae=loading.load_tiny_vae(str(tiny), device, dtype),
+            prompts=DEMO_MODEL_PROMPTS,
         )
 
 
@@ -89,16 +91,17 @@ def make_demo(models: Models, template: Request, folder: Path, about: str) -> Pa
     """Make all pictures and write the page. `template` gives steps, CFG scale and size. Returns the page's
     path.
     """
+    prompts = models.prompts or ARTICLE_PROMPTS
     cases = {name: settings_of(case) for name, case in DEMO_CASES.items()}
-    requests = {p: _request(template, p) for p in ARTICLE_PROMPTS}
+    requests = {p: _request(template, p) for p in prompts}
     plans = [make_plans(models, r, s) for s in cases.values() for r in requests.values()]
     calls = sum(len(plan.loop.calls) for passes in plans for plan in passes.values())
     models.base.set_progress_bar_config(disable=True)
 
     generate(
-        models, _request(template, ARTICLE_PROMPTS[0], steps=2), from_dict({"vae": {"decoder": "tiny"}})
+        models, _request(template, prompts[0], steps=2), from_dict({"vae": {"decoder": "tiny"}})
     )  # warms up
-    generate(models, _request(template, ARTICLE_PROMPTS[0], steps=2), Settings())
+    generate(models, _request(template, prompts[0], steps=2), Settings())
     made: list[Made] = []
     with tqdm(total=calls, unit="call") as bar:
         for prompt, request in requests.items():  # outside, so that a busy machine slows all cases alike
@@ -106,12 +109,14 @@ def make_demo(models: Models, template: Request, folder: Path, about: str) -> Pa
                 bar.set_description(f"{name}, {prompt.name}")
                 made.append(_make(models, name, prompt, request, settings, bar.update))
     _compare(made)
+    if models.prompts:
+        _check(made)
 
     folder.mkdir(parents=True, exist_ok=True)
     for m in made:
         m.image.save(folder / f"{m.prompt.name} - {m.case}.png".lower().replace(" ", "-"))
     path = folder / "report.html"
-    path.write_text(page("SDXL Optim: demo", _intro(template, about), _sections(made)), "utf-8")
+    path.write_text(page("SDXL Optim: demo", _intro(template, about, len(prompts)), _sections(made)), "utf-8")
     return path
 
 
@@ -144,10 +149,17 @@ def _compare(made: list[Made]) -> None:
         m.similarity = similarity(stock[m.prompt], m.image)
 
 
-def _intro(template: Request, about: str) -> list[str]:
+def _check(made: list[Made]) -> None:
+    from sdxl_optim.demo_model import caption_check
+
+    for m in made:
+        m.as_prompted = caption_check(m.image, m.prompt.text).passed
+
+
+def _intro(template: Request, about: str, prompts: int) -> list[str]:
     return [
         about,
-        f"{len(ARTICLE_PROMPTS)} prompts with a fixed seed each, {template.steps} steps, CFG scale"
+        f"{prompts} prompts with a fixed seed each, {template.steps} steps, CFG scale"
         f" {template.cfg:g}. Every row is the average of these pictures; similarity is SSIM to the stock"
         " picture of the same seed (1: equal). Speed counts a whole picture. Calls and rows are the UNet's.",
     ]
@@ -202,5 +214,9 @@ def _gallery(prompt: Prompt, made: list[Made]) -> Pictures:
 
 
 def _about(m: Made) -> str:
-    text = f"{m.result.report.seconds:.2f} s"
-    return text if m.similarity is None or m.case == STOCK else f"{text}, similarity {m.similarity:.2f}"
+    parts = [f"{m.result.report.seconds:.2f} s"]
+    if m.similarity is not None and m.case != STOCK:
+        parts.append(f"similarity {m.similarity:.2f}")
+    if m.as_prompted is not None:
+        parts.append("as prompted" if m.as_prompted else "not as prompted")
+    return ", ".join(parts)

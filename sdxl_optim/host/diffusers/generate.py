@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderTiny, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 from PIL import Image
 
+from sdxl_optim.bench.cases import Prompt
 from sdxl_optim.bench.measure import Stopwatch
 from sdxl_optim.errors import SettingsError
 from sdxl_optim.host.diffusers.run import STEP_TENSORS, DiffusersRun
@@ -45,12 +46,13 @@ class Request:
 
 @dataclass
 class Models:
-    """The pipelines, and what of the request could not be loaded."""
+    """The pipelines, and what of the request could not be loaded. prompts: what they draw, if not everything."""
 
     base: StableDiffusionXLPipeline
     refiner: StableDiffusionXLImg2ImgPipeline | None = None
     tiny_vae: AutoencoderTiny | None = None
     notes: tuple[Note, ...] = ()
+    prompts: tuple[Prompt, ...] = ()
 
 
 @dataclass
