@@ -263,9 +263,14 @@ class Trainer:
         (folder / f"{self.name}-state.json").write_text(json.dumps(progress), "utf-8")
 
     def resume(self, folder: Path) -> None:
-        """Go on from `save`, with fresh moments and a short warm-up; nothing where there is no state."""
+        """Go on from `save` or from finished weights, with fresh moments and a short warm-up; else from nothing."""
         tensors = load_pieces(folder, f"{self.name}-state")
         if not tensors:
+            finished = load_pieces(folder, self.name)
+            if finished:
+                self.model.load_state_dict(finished, strict=False)
+                for p, average in zip(self.parameters, self.averages, strict=True):
+                    average.copy_(p.detach())
             return
         names = [k for k, p in self.model.named_parameters() if p.requires_grad]
         with torch.no_grad():
@@ -298,7 +303,7 @@ def load_pieces(folder: Path, name: str) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for path in sorted(folder.glob(f"{name}-[0-9].safetensors")):
         tensors |= load_file(path)
-    return tensors
+    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
 
 class Run:
@@ -771,6 +776,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--fit", action="store_true", help="end each stage, its rate decayed, at --stop-after")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=12 if torch.cuda.is_available() else 0)
+    parser.add_argument("--start", type=Path, help="folder of finished weights to begin with")
+    parser.add_argument("--more", action="store_true", help="train finished stages (not text) for their time once more")
     parser.add_argument("--wait", action="store_true", help="for stages before, until another process has trained them")
     parser.add_argument("--compile", action="store_true", help="compile the UNet: 100 s for steps a third shorter")
     parser.add_argument("--seed", type=int, default=0)
@@ -781,15 +788,19 @@ def main(arguments: list[str] | None = None) -> int:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     run = Run(options)
+    for name in TRAIN if options.start else ():
+        path = options.start / f"{name}.safetensors"
+        if path.is_file() and not run.is_done(name):
+            save_pieces(load_file(path), run.state, name)
     for name in options.stage:
-        if run.is_done(name):
+        if run.is_done(name) and not options.more:
             continue
         if run.is_over():
             break
         torch.manual_seed(run.seed)
         log.info("stage %s", name)
         TRAIN[name](run)
-        if not run.is_done(name):
+        if not run.is_done(name) or run.is_over():
             break
     write_weights(run, Path(options.out))
     return 0
