@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -66,6 +67,9 @@ class _EndOfJob:
         self.p, self.job, self.answer = p, job, answer
 
     def __bool__(self) -> bool:
+        # A script may copy `p` and generate from the copy, without any scripts, while `p` itself is still at work.
+        if sys._getframe(1).f_locals.get("p") is not self.p:
+            return self.answer
         if job_of(self.p) is self.job:
             end_job(self.p)
         self.job.close()
