@@ -62,9 +62,17 @@ def before_process(p, tab: str, args: tuple) -> None:
     grid.begin_cell(p, settings)
     if not settings.enabled:
         return
+    _take_what_is_ours(p, settings)
     begin_job(p, Job(settings, on_close=lambda job: last_report.__setitem__(tab, job.report)))
     if settings.steps is not None:
         p.steps = settings.steps
+
+
+def _take_what_is_ours(p, settings: Settings) -> None:
+    """The API's `infotext` field makes an override setting of the picture's "VAE Decoder", which our own setting had
+    brought about and does again. The host would leave it behind where the user's config lacks the option."""
+    if p.override_settings.get(OPTION, "") == METHODS.get(settings.vae.decoder):
+        p.override_settings = {key: value for key, value in p.override_settings.items() if key != OPTION}
 
 
 def process(p) -> None:
