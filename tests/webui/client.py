@@ -46,7 +46,9 @@ class Client:
         self.url = url
 
     def call(self, method: str, path: str, body=None):
-        answer = requests.request(method, self.url + path, json=body, timeout=TIMEOUT_SECONDS)
+        data = None if body is None else json.dumps(body)  # requests' own `json` knows no NaN
+        headers = {"Content-Type": "application/json"}
+        answer = requests.request(method, self.url + path, data=data, headers=headers, timeout=TIMEOUT_SECONDS)
         if not answer.ok:
             is_json = answer.headers.get("content-type", "").startswith("application/json")
             raise ApiError(answer.status_code, answer.json() if is_json else answer.text)

@@ -75,13 +75,15 @@ def stock_pictures(stock_webui):
 @pytest.fixture(scope="session")
 def baseline(webui):
     """What /probe/state lists before the extension was ever switched on."""
+    webui.client.options(sd_model_checkpoint="tiny-sd15.safetensors")
+    webui.client.options(sd_model_checkpoint=server.SETTINGS["sd_model_checkpoint"])
     webui.client.txt2img(steps=2)
     return webui.client.state()
 
 
 @pytest.fixture
 def case(webui, stock_pictures, baseline):
-    """The extension's server. At the end of each test its stock pictures must be what they were, and nothing be left."""
+    """The extension's server. At each test's end its stock pictures must be what they were, and nothing be left."""
     case = live.Case(webui.url, stock_pictures, baseline)
     yield case
     case.finish()

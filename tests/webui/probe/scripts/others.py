@@ -11,17 +11,18 @@ Nothing here is armed again by itself. The foreign UNet is the entry "[probe] fo
 import base64
 import copy
 import io
+import tracemalloc
 
 import torch
 from fastapi import Body, FastAPI, HTTPException
 
-from modules import infotext_utils, processing, script_callbacks, scripts, sd_unet, shared
+from modules import infotext_utils, processing, script_callbacks, scripts, sd_unet, sd_vae_taesd, shared
 
 ACTS = ("nest", "nest_copy", "pag", "reference")
 PLACES = ("process", "before_hr", "cfg_denoiser", "postprocess_batch", "postprocess_image")
 REQUEST = {
     "prompt": "a blue bird", "negative_prompt": "", "seed": 5, "sampler_name": "Euler", "scheduler": "Automatic",
-    "steps": 6, "width": 128, "height": 128, "cfg_scale": 5.0,
+    "steps": 6, "width": 64, "height": 64, "cfg_scale": 5.0,
 }  # fmt: skip
 
 
@@ -42,12 +43,15 @@ class Others:
             sd_model=shared.sd_model, do_not_save_samples=True, do_not_save_grid=True, **REQUEST
         )  # fmt: skip
         if act == "nest":
-            inner.scripts = scripts.scripts_txt2img
+            inner.scripts = copy.copy(scripts.scripts_txt2img)
+            # The host's own scripts would set sampler, seed and refiner anew by their components.
+            inner.scripts.alwayson_scripts = [s for s in inner.scripts.alwayson_scripts if s.title() == "SDXL Optim"]
+            inner.scripts.callback_map = {}
             inner.script_args = arguments(inner.scripts, self.settings)
         else:
             inner.scripts = None
         result = processing.process_images(inner)
-        for image, text in zip(result.images, result.infotexts):
+        for image, text in zip(result.images, result.infotexts, strict=True):
             file = io.BytesIO()
             image.save(file, "PNG")
             self.made.append({"image": base64.b64encode(file.getvalue()).decode(), "infotext": text})
@@ -116,7 +120,8 @@ def on_cfg_denoiser(params):
 def on_cfg_denoised(params):
     if others.act == "pag":
         x, sigma, text, image = others.inputs
-        condition = {**text, "c_concat": [image]} if isinstance(text, dict) else {"c_crossattn": [text], "c_concat": [image]}
+        crossattn = text if isinstance(text, dict) else {"c_crossattn": [text]}
+        condition = {**crossattn, "c_concat": [image]}
         extra = params.inner_model(x, sigma, cond=condition)
         params.x[: x.shape[0]] += 0.1 * (params.x[: x.shape[0]] - extra)
 
@@ -134,7 +139,7 @@ class ForeignOption(sd_unet.SdUnetOption):
         return ForeignUNet()
 
 
-def arm(act: str = Body(...), where: str = Body("postprocess_image"), settings: dict = Body(None)):
+def arm(act: str = Body(...), where: str = Body("postprocess_image"), settings: dict = Body(None)):  # noqa: B008
     if act not in ACTS or where not in PLACES:
         raise HTTPException(422, f"act: {', '.join(ACTS)}; where: {', '.join(PLACES)}")
     others.__init__()
@@ -142,7 +147,7 @@ def arm(act: str = Body(...), where: str = Body("postprocess_image"), settings: 
     return {}
 
 
-def infotext_roundtrip(settings: list = Body(..., embed=True)):
+def infotext_roundtrip(settings: list = Body(..., embed=True)):  # noqa: B008
     """Each of `settings` as infotext, read by the host, and by the functions that fill the page's components."""
     from sdxl_optim import settings as declared
     from sdxl_optim.host.webui import infotext, ui
@@ -150,8 +155,8 @@ def infotext_roundtrip(settings: list = Body(..., embed=True)):
     answers = []
     for given in settings:
         entries = infotext.write(declared.from_dict(given))
-        line = ", ".join(key if key == value else f"{key}: {infotext_utils.quote(value)}" for key, value in entries.items())
-        text = f"a prompt\nNegative prompt: none\nSteps: 20, Sampler: Euler, CFG scale: 7.0, Seed: 1, Size: 64x64, {line}"
+        line = ", ".join(f"{key}: {infotext_utils.quote(value)}" for key, value in entries.items())
+        text = f"a prompt\nNegative prompt: none\nSteps: 20, Sampler: Euler, CFG scale: 7.0, Seed: 1, {line}"
         params = infotext_utils.parse_generation_parameters(text)
         pasted = {field.path: infotext.FieldReader(field)(params) for field in ui.ui_fields()}
         answers.append({
@@ -162,7 +167,27 @@ def infotext_roundtrip(settings: list = Body(..., embed=True)):
     return {"answers": answers}
 
 
+def forget_tiny():
+    """Drop the loaded Tiny VAEs, so that their files are looked for again."""
+    sd_vae_taesd.sd_vae_taesd_models.clear()
+    return {}
+
+
+def forget_option(name: str = Body(..., embed=True)):
+    """As if the config lacked it."""
+    shared.opts.data.pop(name, None)
+    return {}
+
+
+def stop_tracing():
+    tracemalloc.stop()
+    return {}
+
+
 def on_app_started(_demo, app: FastAPI):
+    app.post("/others/forget_tiny")(forget_tiny)
+    app.post("/others/forget_option")(forget_option)
+    app.post("/others/stop_tracing")(stop_tracing)
     app.post("/others")(arm)
     app.get("/others/made")(lambda: {"made": others.made})
     app.post("/others/infotext_roundtrip")(infotext_roundtrip)

@@ -205,6 +205,7 @@ def on_model_loaded(model):
 # ---- what an extension could leave behind
 
 
+@functools.cache
 def is_host_code(path):
     """Whether a code object's file is the WebUI's own or a package's, rather than an extension's."""
     homes = (Path(paths_internal.script_path) / "modules", Path(paths_internal.script_path) / "repositories")
@@ -304,7 +305,8 @@ def class_attributes():
     while todo:
         classes.add(current := todo.pop())
         todo += current.__subclasses__()
-    return {f"{c.__module__}.{c.__qualname__}": sorted(vars(c)) for c in classes}
+    by_python = {"__slotnames__"}  # by copying an instance
+    return {f"{c.__module__}.{c.__qualname__}": sorted(vars(c).keys() - by_python) for c in classes}
 
 
 def state():

@@ -1,0 +1,81 @@
+"""Tiny VAE decoding through the host's own option, which is as it was afterwards."""
+
+import contextlib
+
+import numpy as np
+import pytest
+
+from . import server
+from .live import HIRES, SMALLER, TINY, notes
+
+OPTION = "sd_vae_decode_method"
+
+
+@contextlib.contextmanager
+def without_the_decoder(case):
+    """As on a machine that never fetched it, and that can't."""
+    file = server.models_dir() / "VAE-taesd" / "taesdxl_decoder.pth"
+    away = file.with_suffix(".away")
+    file.rename(away)
+    case.post("/others/forget_tiny")
+    try:
+        yield
+    finally:
+        away.rename(file)
+
+
+def test_the_servers_config_lacks_the_option(case):
+    assert OPTION not in case.baseline["options"]
+
+
+@pytest.mark.parametrize("request_", [{}, HIRES, {**HIRES, "hr_upscaler": "Lanczos"}, {"n_iter": 2}])
+def test_it_is_the_hosts_own_tiny_decoding(case, stock_webui, request_):
+    case.counts = False
+    theirs = stock_webui.client
+    theirs.options(**{OPTION: "TAESD"})
+    expected = theirs.txt2img(**SMALLER, **request_)
+    theirs.options(**{OPTION: "Full"})
+    theirs.post("/others/forget_option", name=OPTION)
+    for picture, other in zip(case.txt2img(TINY, **SMALLER, **request_), expected, strict=True):
+        assert np.array_equal(picture.pixels, other.pixels)
+        assert "VAE Decoder: TAESD" in picture.infotext
+
+
+def test_full_wins_over_the_hosts_setting(case):
+    case.counts = False
+    expected = case.txt2img(**SMALLER)[0]
+    Client = type(case).__mro__[1]
+    Client.options(case, **{OPTION: "TAESD"})
+    picture = case.txt2img({"vae": {"decoder": "full"}}, **SMALLER)[0]
+    assert np.array_equal(picture.pixels, expected.pixels)
+    assert case.state()["options"][OPTION] == "TAESD"
+    case.post("/others/forget_option", name=OPTION)
+
+
+@pytest.mark.parametrize("own", ["Full", "TAESD"])
+def test_the_requests_own_setting_wins(case, own):
+    """The host leaves an option that its config lacks at what a request set; so it is put back by hand here."""
+    case.counts = False
+    plain = case.txt2img(**SMALLER)[0]
+    case.requests.clear()
+    decoder = {"Full": "tiny", "TAESD": "full"}[own]
+    picture = case.txt2img({"vae": {"decoder": decoder}}, **SMALLER, override_settings={OPTION: own})[0]
+    case.requests.clear()
+    case.post("/others/forget_option", name=OPTION)
+    assert np.array_equal(picture.pixels, plain.pixels) == (own == "Full")
+    assert f"the request's own setting {OPTION} = {own} is used" in notes(picture)
+    case.txt2img(**SMALLER)
+
+
+def test_without_the_file_the_full_vae_is_used(case):
+    case.counts = False
+    plain = case.txt2img(**SMALLER)[0]
+    with without_the_decoder(case):
+        picture = case.txt2img(TINY, **SMALLER)[0]
+        assert np.array_equal(picture.pixels, plain.pixels)
+        said = notes(picture)
+        assert "Tiny VAE refused: taesdxl_decoder.pth is missing and could not be fetched" in said
+        assert "the full VAE is used. Put it into" in said
+        assert "VAE Decoder" not in picture.infotext.replace("SDXL Optim VAE decoder", "")
+    again = case.txt2img(TINY, **SMALLER)[0]
+    assert "VAE Decoder: TAESD" in again.infotext
