@@ -123,6 +123,14 @@ class Tab:
         return self.page.locator(f"#{self.elem_id('report')}").first.text_content().strip()
 
 
+def assert_same(one: Picture, other: Picture) -> None:
+    """Equal in the infotext and in every decoded pixel."""
+    assert one.infotext == other.infotext
+    assert one.pixels.shape == other.pixels.shape
+    difference = one.pixels.astype(int) - other.pixels
+    assert (np.abs(difference).max(), (difference != 0).mean()) == (0, 0)
+
+
 def ui_fields() -> list[Field]:
     return [f for f in declared.fields() if f.declaration.in_ui]
 

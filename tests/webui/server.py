@@ -38,6 +38,7 @@ SETTINGS = {
     "refiner_switch_by_sample_steps": False,
     "s_min_uncond": 0.0,
     "s_min_uncond_all": False,
+    "save_images_before_highres_fix": False,
     "sd_unet": "Automatic",
     "show_progress_every_n_steps": 1,
     "show_progress_type": "Approx cheap",

@@ -9,8 +9,8 @@ import torch
 pytest.importorskip("playwright")
 
 from . import browser, server
-from .accordion import SMALL, Tab, by_api, ui_fields
-from .client import Client, same
+from .accordion import SMALL, Tab, assert_same, by_api, ui_fields
+from .client import Client
 
 LABEL = "customscript/sdxl_optim.py/{tab}/{title}/value"
 DEFAULTS = {"DeepCache interval": 5, "FreeU b1": 1.15, "VAE decoder": "tiny", "CFG cutoff stop": 0.6}
@@ -101,8 +101,8 @@ def test_a_tiny_decoder_is_copied_in(own_webui, tab, stock_webui, webui, tmp_pat
     assert all(torch.equal(wrote[key], given[key]) for key in given)
     picture = tab.generate()
     assert "decoded by TAESD" in tab.report()
-    assert same(picture, by_api(webui.client.txt2img(tiny, **SMALL)[0]))
+    assert_same(picture, by_api(webui.client.txt2img(tiny, **SMALL)[0]))
 
     tab.off()
-    assert same(tab.generate(), by_api(stock_picture))
+    assert_same(tab.generate(), by_api(stock_picture))
     assert Client(own_webui.url).state()["options"].get("sd_vae_decode_method", "Full") == "Full"

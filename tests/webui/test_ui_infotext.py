@@ -9,8 +9,7 @@ from sdxl_optim import settings as declared
 from sdxl_optim.settings import Settings
 
 from . import browser
-from .accordion import SMALL, Tab, by_api, ui_fields
-from .client import same
+from .accordion import SMALL, Tab, assert_same, by_api, ui_fields
 
 MIXED = {
     "freeu": {"enabled": True, "version": 2, "b1": 1.15, "s2": 0.35, "start": 0.1, "stop": 0.9},
@@ -59,7 +58,7 @@ def test_pasted_parameters_give_the_same_settings_and_picture(tab, mixed_picture
     paste(tab, mixed_picture.infotext)
     assert tab.settings() == declared.from_dict(MIXED)
     assert chips(tab) == []
-    assert same(tab.generate(), mixed_picture)
+    assert_same(tab.generate(), mixed_picture)
 
 
 def test_a_picture_made_without_switches_it_off(tab, stock_picture, mixed_picture):
@@ -69,7 +68,7 @@ def test_a_picture_made_without_switches_it_off(tab, stock_picture, mixed_pictur
     after = tab.settings()
     assert not after.enabled
     assert (after.freeu, after.deepcache, after.hires) == (before.freeu, before.deepcache, before.hires)
-    assert same(tab.generate(), stock_picture)
+    assert_same(tab.generate(), stock_picture)
 
 
 def test_a_bare_prompt_changes_nothing(tab, mixed_picture):
@@ -81,7 +80,7 @@ def test_a_bare_prompt_changes_nothing(tab, mixed_picture):
 
 def test_from_png_info_to_txt2img(webui, tab, open_page, mixed_picture):
     paste(tab, mixed_picture.infotext)
-    assert same(tab.generate(), mixed_picture)
+    assert_same(tab.generate(), mixed_picture)
     file = {"name": "fox.png", "mimeType": "image/png", "buffer": tab.file_in_gallery()}
 
     other = Tab(open_page(webui))
@@ -94,7 +93,7 @@ def test_from_png_info_to_txt2img(webui, tab, open_page, mixed_picture):
     other.page.wait_for_selector("#tab_txt2img", state="visible")
     other.settle()
     assert other.settings() == declared.from_dict(MIXED)
-    assert same(other.generate(), mixed_picture)
+    assert_same(other.generate(), mixed_picture)
 
     other.page.click("#txt2img_send_to_img2img")
     other.page.wait_for_selector("#tab_img2img", state="visible")
@@ -116,7 +115,7 @@ def test_tiny_vae_leaves_no_override_chip(client, tab, stock_picture):
 
     paste(tab, tiny.infotext)
     assert chips(tab) == []
-    assert same(tab.generate(), tiny)
+    assert_same(tab.generate(), tiny)
 
 
 def test_no_component_yields_none(webui):

@@ -8,8 +8,8 @@ import pytest
 pytest.importorskip("playwright")
 
 from . import browser
-from .accordion import SMALL, STEPS, Tab, by_api, ui_fields
-from .client import rows, same
+from .accordion import SMALL, STEPS, Tab, assert_same, by_api, ui_fields
+from .client import rows
 
 CUTOFF = {"cfg_cutoff": {"enabled": True, "stop": 0.5}}
 
@@ -41,7 +41,7 @@ def test_the_gallerys_upscale_button(client, tab, stock_picture):
     browser.open_accordion(tab.page, "txt2img_hr")
     browser.set_number(tab.page, "txt2img_hr_scale", 1.5)
     browser.set_checkbox(tab.page, "txt2img_hr-visible-checkbox", False)
-    assert same(tab.generate(), stock_picture)
+    assert_same(tab.generate(), stock_picture)
     client.watch()
     stock = upscale(tab)
     n = len(client.calls())
@@ -60,7 +60,7 @@ def test_the_gallerys_upscale_button(client, tab, stock_picture):
         assert f"hires: {n} calls, {n + kept} of {2 * n} rows" in tab.report()
         assert np.array_equal(picture, stock) == (hires == "off")
     tab.off()
-    assert same(tab.generate(), stock_picture)
+    assert_same(tab.generate(), stock_picture)
     assert np.array_equal(upscale(tab), stock)
     assert tab.report() == ""
 
@@ -82,7 +82,7 @@ def test_reload_ui(client, webui, baseline, stock_picture, tab):
         assert 'SDXL Optim result: "12 calls, 18 of 24 rows, 4 full and 8 cached, FreeU in 4"' in picture.infotext
         assert "18 of 24 rows" in tab.report()
         tab.off()
-        assert same(tab.generate(), stock_picture)
+        assert_same(tab.generate(), stock_picture)
         client.post("/probe/off")
         assert client.state() == baseline
     assert xyz_axes(tab) == axes
@@ -112,10 +112,10 @@ def test_two_pages_in_turn_and_at_once(webui, tab, stock_picture, open_page):
     for tab in results:
         browser.set_number(tab.page, "txt2img_steps", STEPS)
     other.off()
-    assert same(other.generate(), stock_picture)
+    assert_same(other.generate(), stock_picture)
     assert "18 of 24 rows" in one.generate().infotext
     one.off()
-    assert same(one.generate(), stock_picture)
+    assert_same(one.generate(), stock_picture)
 
 
 # --- X/Y/Z plot
@@ -127,6 +127,7 @@ def xyz_axes(tab):
     tab.page.locator("#script_txt2img_xyz_plot_x_type input").click()
     labels = tab.page.locator("#script_txt2img_xyz_plot_x_type ul.options li").all_inner_texts()
     tab.page.keyboard.press("Escape")
+    browser.choose(tab.page, "script_list", "None")
     return [label.removeprefix("✓").strip() for label in labels if "[SDXL Optim]" in label]
 
 
@@ -179,10 +180,10 @@ def test_xyz_plot(client, tab, stock_picture):
 
     assert tab.settings() == held_off
     browser.choose(tab.page, "script_list", "None")
-    assert same(tab.generate(), stock_picture)
+    assert_same(tab.generate(), stock_picture)
     tab.set({"freeu": {"enabled": True, "b1": 1.1}})
     assert tab.settings() == held
-    assert same(tab.generate(), plain)
+    assert_same(tab.generate(), plain)
     tab.off()
 
 
@@ -209,4 +210,4 @@ def test_xyz_plot_refuses_a_wrong_value_before_the_first_cell(client, tab, stock
     assert [word for word in words if word not in error] == []
     assert client.calls() == []
     browser.choose(tab.page, "script_list", "None")
-    assert same(tab.generate(), stock_picture)
+    assert_same(tab.generate(), stock_picture)

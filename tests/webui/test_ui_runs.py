@@ -9,8 +9,8 @@ from PIL import Image
 pytest.importorskip("playwright")
 
 from . import browser
-from .accordion import SMALL, STEPS, Tab, by_api
-from .client import rows, same
+from .accordion import SMALL, STEPS, Tab, assert_same, by_api
+from .client import rows
 
 ALL = {
     "freeu": {"enabled": True},
@@ -69,7 +69,7 @@ def test_txt2img(client, baseline, tab, stock_picture, name):
     assert np.array_equal(picture.pixels, stock_picture.pixels) == (not settings)
 
     tab.off()
-    assert same(tab.generate(), stock_picture)
+    assert_same(tab.generate(), stock_picture)
     assert tab.report() == ""
     client.post("/probe/off")
     assert client.state() == baseline
@@ -77,11 +77,14 @@ def test_txt2img(client, baseline, tab, stock_picture, name):
 
 def test_the_page_makes_the_apis_picture(client, tab):
     tab.set(ALL)
-    assert same(tab.generate(), by_api(client.txt2img(ALL, **SMALL)[0]))
+    assert_same(tab.generate(), by_api(client.txt2img(ALL, **SMALL)[0]))
     tab.off()
 
 
 def test_img2img_with_all(client, webui, stock, stock_picture, open_page):
+    # SDXL's VAE encodes with noise from torch's global generator, which the host leaves as the last run left it: before
+    # each run here comes the same other one.
+    stock.txt2img(**SMALL)
     by_stock = by_api(stock.img2img(stock_picture.pixels, **{**SMALL, "steps": 20})[0])
     tab = Tab(open_page(webui), "img2img")
     browser.show_tab(tab.page, "tab_img2img")
@@ -90,7 +93,8 @@ def test_img2img_with_all(client, webui, stock, stock_picture, open_page):
     file = {"name": "fox.png", "mimeType": "image/png", "buffer": png(stock_picture.pixels)}
     tab.page.set_input_files("#img2img_image input[type=file]", file)
     tab.page.wait_for_selector("#img2img_image img")
-    assert same(tab.generate(), by_stock)
+    client.txt2img(**SMALL)
+    assert_same(tab.generate(), by_stock)
 
     tab.set(ALL)
     client.watch()
@@ -103,7 +107,8 @@ def test_img2img_with_all(client, webui, stock, stock_picture, open_page):
     assert "decoded by TAESD" in tab.report()
 
     tab.off()
-    assert same(tab.generate(), by_stock)
+    client.txt2img(**SMALL)
+    assert_same(tab.generate(), by_stock)
     assert tab.report() == ""
     browser.show_tab(tab.page, "tab_txt2img")
     assert Tab(tab.page).report() == ""
@@ -131,7 +136,7 @@ def test_the_report_is_that_of_the_last_run(client, tab, stock_picture):
 
     tab.off()
     browser.set_number(tab.page, "txt2img_steps", STEPS)
-    assert same(tab.generate(), stock_picture)
+    assert_same(tab.generate(), stock_picture)
     assert tab.report() == ""
 
 
@@ -161,4 +166,4 @@ def test_wrong_settings_are_refused_in_words(client, tab, stock_picture):
     assert client.calls() == []
     assert "SDXL Optim result" in tab.generate().infotext
     tab.off()
-    assert same(tab.generate(), stock_picture)
+    assert_same(tab.generate(), stock_picture)
