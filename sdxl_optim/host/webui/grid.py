@@ -161,7 +161,7 @@ def on_image_grid(params) -> None:
 def with_text(image: Image.Image, text: str) -> Image.Image:
     """A copy of the picture with the text on a dark band at its foot."""
     copied = image.convert("RGB")
-    size = max(10, image.width // 24)
+    size = max(10, image.width // 18)
     font, draw = images.get_font(size), ImageDraw.Draw(copied, "RGBA")
     lines = text.split(", ")
     while len(lines) > 1 and draw.textlength(", ".join(lines[:2]), font=font) < image.width - size:

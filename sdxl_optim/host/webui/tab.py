@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from html import escape
+from pathlib import Path
 from urllib.parse import quote
 
 import gradio as gr
 
-from modules import sd_models, sd_samplers
+from modules import paths_internal, sd_models, sd_samplers
 from modules.ui_components import FormColumn, FormRow
 from sdxl_optim.bench import article, reading
 from sdxl_optim.bench.cases import ARTICLE_PROMPTS
@@ -233,8 +234,14 @@ def _about(results: Results, rows: list[Row]) -> str:
         for name in FILES
         if (results.folder / name).is_file()
     ]
-    lines = [" · ".join(links), escape(str(results.folder / REPORT)), *map(escape, what_is_missing(rows))]
+    lines = [" · ".join(links), escape(_short(results.folder / REPORT)), *map(escape, what_is_missing(rows))]
     return "".join(f"<p>{line}</p>" for line in lines if line)
+
+
+def _short(path: Path) -> str:
+    """Within the WebUI's folder, from there on."""
+    data = Path(paths_internal.data_path).resolve()
+    return str(path.relative_to(data) if path.is_relative_to(data) else path)
 
 
 def _pictures(results: Results, rows: list[Row]) -> list[tuple[str, str]]:
