@@ -230,7 +230,7 @@ def _number(cell: str) -> float | str:
 
 def _about(results: Results, rows: list[Row]) -> str:
     links = [
-        f'<a href="file={quote(str(results.folder / name))}" target="_blank">{name}</a>'
+        f'<a href="file={quote((results.folder / name).as_posix(), safe="/:")}" target="_blank">{name}</a>'
         for name in FILES
         if (results.folder / name).is_file()
     ]

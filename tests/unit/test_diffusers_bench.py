@@ -1,0 +1,112 @@
+"""The benchmark over diffusers: the article's rows on tiny models, each change undone, and the command line."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("diffusers")
+pytest.importorskip("DeepCache")
+
+import torch
+
+from sdxl_optim import cli
+from sdxl_optim.bench.article import Case, article_cases
+from sdxl_optim.bench.cases import Prompt
+from sdxl_optim.bench.results import Results
+from sdxl_optim.bench.runner import Runner
+from sdxl_optim.host.diffusers import demo, tiny
+from sdxl_optim.host.diffusers.bench import DiffusersHost
+from sdxl_optim.host.diffusers.changes import CHANGES
+from sdxl_optim.host.diffusers.generate import Models, Request
+
+PROMPT = Prompt("fox", "a fox", 7)
+
+
+@pytest.fixture(scope="module")
+def host():
+    base = tiny.tiny_base()
+    refiner = tiny.tiny_refiner()
+    refiner.vae = base.vae
+    return DiffusersHost(Models(base, refiner, tiny.tiny_taesd()), Request("", steps=4, width=64, height=64), "tiny")
+
+
+def stock(host):
+    return np.asarray(host.make(Case("Stock"), PROMPT)[0])
+
+
+def test_the_articles_rows_run_or_say_why(host, tmp_path):
+    cases = {case.name: case for case in article_cases()}
+    chosen = [c for name, c in cases.items() if not name.startswith("Refiner") or "20 steps" in name]
+    results = Results.create(tmp_path, "bench")
+    Runner(host, results, chosen, [PROMPT]).run()
+    rows = {row.case: row for row in results.rows()}
+    assert list(rows) == [case.name for case in chosen]
+    why = {name: row.notes for name, row in rows.items() if row.seconds is None}
+    assert all(note.startswith("not run: ") for note in why.values())
+    if not torch.cuda.is_available():
+        assert {"FP32", "TF32", "Model CPU offload", "torch.compile", "TensorRT", "Batch processing"} <= set(why)
+    ran = {name: row for name, row in rows.items() if row.seconds}
+    assert {"Stock", "DeepCache", "FreeU", "Tiny VAE", "Channels-last", "VAE tiling", "15 steps"} <= set(ran)
+    assert all(row.seconds > row.sampling_seconds > 0 for row in ran.values())
+    assert (ran["CFG off at 50 %"].rows, ran["CFG off at 50 %"].stock_rows) == (6, 8)
+    assert (ran["DeepCache"].full, ran["DeepCache"].cached) == (2, 2)
+    assert ran["Tiny VAE"].decoder == "Tiny VAE"
+    assert ran["Refiner, 20 steps, from 0.8"].calls == 20
+    assert ran["Refiner, 20 steps, image-to-image 10"].calls == 20 + 3
+    assert ran["Stock"].mad == 0 < ran["Refiner, 20 steps, from 0.8"].mad
+
+
+@pytest.mark.parametrize("name", [name for name, change in CHANGES.items() if name])
+def test_a_change_is_undone(host, name):
+    models = host.models
+    if reason := CHANGES[name].why_not(models):
+        pytest.skip(reason)
+    before, unet, vae = stock(host), models.base.unet, models.base.vae
+    flags = (vae.use_slicing, vae.use_tiling, unet.conv_in.weight.stride())
+    with host.opened(Case(name, change=name)):
+        host.make(Case(name, change=name), PROMPT)
+    assert (models.base.unet, models.base.vae) == (unet, vae)
+    assert flags == (vae.use_slicing, vae.use_tiling, unet.conv_in.weight.stride())
+    assert np.array_equal(stock(host), before)
+
+
+def test_without_a_refiner_its_rows_say_so(host):
+    alone = DiffusersHost(Models(host.models.base), host.template, "tiny")
+    assert alone.why_not(Case("r", switch_at=0.8)) == "there is no refiner"
+    assert alone.why_not(next(c for c in article_cases() if c.name == "Tiny VAE")) == "the tiny VAE is not at hand"
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--cases", "nonsense"], "combination: 'nonsense' is not allowed; allowed: stock, or names joined by +"),
+        (["--article", "--cases", "freeu"], "--cases: 'freeu' is not allowed; allowed: not together with --article"),
+        (["--runs", "0"], "--runs: 0.0 is not allowed; allowed: an integer from 1 to 100"),
+        (["--prompts", "missing.txt"], "--prompts: 'missing.txt' is not allowed; allowed: a text file"),
+        (["--refiner", "x"], "--refiner: 'x' is not allowed; allowed: only together with --model"),
+    ],
+)
+def test_wrong_input(args, words, capsys):
+    assert cli.main(["bench", *args]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_compare_wants_results(tmp_path, capsys):
+    assert cli.main(["compare", str(tmp_path), str(tmp_path)]) == 2
+    assert "a folder that bench or the WebUI has written" in capsys.readouterr().err
+
+
+def test_the_command_runs_keeps_and_compares(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "demo_models", lambda device, dtype: (demo.random_models(device, dtype), "about it"))
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("3: a fox\n4: a bird\n", "utf-8")
+    size = ["--width", "64", "--height", "64", "--steps", "2", "--warm-up", "0", "--device", "cpu"]
+    one, other = tmp_path / "one", tmp_path / "other"
+    for out in (one, other, one):
+        assert cli.main(["bench", "--cases", "cutoff 0.5", "--prompts", str(prompts), "--out", str(out), *size]) == 0
+        assert capsys.readouterr().out.strip() == str((out / "report.html").resolve())
+    assert [(r.case, r.seed) for r in Results(one).rows()] == [
+        (case, seed) for case in ("stock", "cutoff 0.5") for seed in (3, 4)
+    ]
+    assert "about it" in (one / "report.html").read_text("utf-8")
+    assert cli.main(["compare", str(one), str(other)]) == 0
+    assert "| cutoff 0.5 |" in capsys.readouterr().out
