@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from sdxl_optim import __version__, settings
+from sdxl_optim import __version__, calibration, settings
 from sdxl_optim.errors import SettingsError
 from sdxl_optim.host.diffusers.samplers import DTYPES, SAMPLERS
 from sdxl_optim.settings import Declaration, Field, Settings
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         PROG, description="Stable Diffusion XL with optimisations that compose and tell what they did."
     )
     parser.add_argument("--version", action="version", version=__version__)
-    names = "generate | demo | bench | compare | demo-model"
+    names = "generate | demo | bench | compare | demo-model | calibrate"
     commands = parser.add_subparsers(title="commands", required=True, metavar=names)
     usage = f"{PROG} generate --model MODEL --prompt TEXT [options]"
     _generate_options(commands.add_parser("generate", help="make pictures", usage=usage, allow_abbrev=False))
@@ -97,6 +97,10 @@ def _parser() -> argparse.ArgumentParser:
     from sdxl_optim.demo_model import cli as demo_model
 
     demo_model.add_command(commands)
+
+    from sdxl_optim.host.diffusers import calibrate_cli
+
+    calibrate_cli.add_command(commands)
     return parser
 
 
@@ -276,7 +280,7 @@ def _load(args, device, dtype_name: str, sampler: str | None, chosen: Settings):
     refiner = loading.load_refiner(args.refiner, device, dtype) if getattr(args, "refiner", None) else None
     for pipe in filter(None, (base, refiner)):
         loading.use_sampler(pipe, sampler)
-    return Models(base, refiner, tiny_vae, tuple(notes))
+    return Models(base, refiner, tiny_vae, tuple(notes), calibration=calibration.find(args.model))
 
 
 def _save(images: list, folder: Path, seed: int) -> list[Path]:

@@ -3,9 +3,10 @@ why."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sdxl_optim import schedule
+from sdxl_optim.calibration import Calibration, full_steps_adaptive
 from sdxl_optim.schedule import Counts, Loop, Rows, StepPlan
 from sdxl_optim.settings import DeepCache, FreeU, Settings
 
@@ -32,6 +33,8 @@ class Facts:
     freeu_stages: how many of the UNet's resolutions FreeU can act on.
     no_unet: reason why the UNet's blocks can't be reached (a foreign sd_unet), or None.
     no_cut: reason why the uncond rows can't be dropped (AND prompts, …), or None.
+    timesteps: of each step's first call, in the model's own count.
+    calibration: of the model, for adaptive DeepCache; else no_calibration is the reason.
     """
 
     loop: Loop
@@ -41,6 +44,9 @@ class Facts:
     freeu_stages: int = 2
     no_unet: str | None = None
     no_cut: str | None = None
+    timesteps: tuple[float, ...] = ()
+    calibration: Calibration | None = None
+    no_calibration: str | None = "this host has no calibration"
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ def make_plan(settings: Settings, facts: Facts) -> Plan:
         return Plan(loop, facts.rows, freeu, None, (), always, tuple(notes))
 
     freeu_steps = schedule.window(freeu.start, freeu.stop, n) if freeu else ()
-    cached_steps = _cached_steps(deepcache, n) if deepcache else frozenset()
+    cached_steps = _cached_steps(deepcache, facts) if deepcache else frozenset()
     if deepcache and not cached_steps:
         notes.append(Note("DeepCache", "with these settings every step is full and nothing is reused", refused=False))
         deepcache = None
@@ -135,14 +141,30 @@ def _deepcache(settings: Settings, facts: Facts, notes: list[Note]) -> DeepCache
         if 0 < n < FEW_STEPS:
             text = f"with {n} steps there is little to reuse and the picture changes much; use {FEW_STEPS} or more"
             notes.append(Note("DeepCache", text, refused=False))
-        return deepcache
+        return _calibrated(deepcache, facts, notes)
     return None
 
 
-def _cached_steps(deepcache: DeepCache, n: int) -> frozenset[int]:
-    inside = schedule.window(deepcache.start, deepcache.stop, n)
+def _calibrated(deepcache: DeepCache, facts: Facts, notes: list[Note]) -> DeepCache:
+    """As asked, or uniform where adaptive has no calibration to go by."""
+    if deepcache.mode != "adaptive":
+        return deepcache
+    reason = facts.no_calibration
+    if facts.calibration is not None:
+        if facts.calibration.branch == deepcache.cache_branch_id:
+            return deepcache
+        reason = f"the calibration is of branch {facts.calibration.branch}, not {deepcache.cache_branch_id}"
+    notes.append(Note("DeepCache", f"full steps are uniform, not adaptive: {reason}", refused=False))
+    return replace(deepcache, mode="uniform")
+
+
+def _cached_steps(deepcache: DeepCache, facts: Facts) -> frozenset[int]:
+    inside = schedule.window(deepcache.start, deepcache.stop, facts.loop.n)
     if deepcache.mode == "uniform":
         full = schedule.full_steps_uniform(len(inside), deepcache.cache_interval)
+    elif deepcache.mode == "adaptive":
+        count = -(-len(inside) // deepcache.cache_interval)
+        full = full_steps_adaptive(facts.calibration, [facts.timesteps[i] for i in inside], count)
     else:
         full = schedule.full_steps_nonuniform(len(inside), deepcache.cache_interval, deepcache.center, deepcache.power)
     return frozenset(i for k, i in enumerate(inside) if k not in full)

@@ -149,9 +149,9 @@ class DeepCache:
     )
     mode: str = choice(
         "uniform",
-        ("uniform", "nonuniform"),
+        ("uniform", "nonuniform", "adaptive"),
         "mode",
-        "Nonuniform puts the full steps closer together around a centre.",
+        "Nonuniform puts the full steps closer together around a centre, adaptive where the model's calibration says.",
     )
     center: float = slider(
         0.3, 0.0, 1.0, 0.01, "center", "Nonuniform: fraction of the steps around which full steps gather."

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+
+from sdxl_optim.calibration import ENDING, path_beside
 
 from . import networks, tokenizer
 from .networks import TEXT, TEXT_2, TextConfig
@@ -46,7 +49,9 @@ def write_diffusers(folder: str | Path, weights: Path = WEIGHTS) -> Path:
         force_zeros_for_empty_prompt=True,
         add_watermarker=False,
     )
-    return _save(pipeline, folder)
+    _save(pipeline, folder)
+    _copy_calibration(weights, folder)
+    return folder
 
 
 def write_diffusers_refiner(folder: str | Path, weights: Path = WEIGHTS) -> Path:
@@ -108,7 +113,12 @@ def write_webui(webui: str | Path, weights: Path = WEIGHTS) -> list[Path]:
     parts = {tiny / f"taesdxl_{part}.pth": taesd(tensors, part) for part in ("decoder", "encoder")}
     for path, part in parts.items():
         torch.save(part, path)
-    return [base, refiner, *(p.with_suffix(".yaml") for p in texts), *parts, clip]
+    yamls = [path.with_suffix(".yaml") for path in texts]
+    return [base, refiner, *yamls, *parts, clip, *_copy_calibration(weights, base)]
+
+
+def _copy_calibration(weights: Path, model: Path) -> list[Path]:
+    return [Path(shutil.copyfile(weights / ENDING, path_beside(model)))] if (weights / ENDING).is_file() else []
 
 
 def webui_checkpoint(weights: Path = WEIGHTS) -> Tensors:

@@ -79,6 +79,7 @@ def test_the_webui_gets_all_files_in_their_places(tmp_path):
         "models/VAE-taesd/taesdxl_decoder.pth",
         "models/VAE-taesd/taesdxl_encoder.pth",
         "models/sdxl-optim-demo/clip",
+        "models/Stable-diffusion/sdxl-optim-demo.deepcache.json",
     }
 
 

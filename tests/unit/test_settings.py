@@ -166,8 +166,8 @@ def test_the_second_pass_has_the_same_no_or_its_own_techniques():
             "deepcache.cache_branch_id: 12 is not allowed; allowed: an integer from 0 to 11",
         ),
         (
-            {"deepcache": {"mode": "adaptive"}},
-            "deepcache.mode: 'adaptive' is not allowed; allowed: uniform, nonuniform",
+            {"deepcache": {"mode": "evenly"}},
+            "deepcache.mode: 'evenly' is not allowed; allowed: uniform, nonuniform, adaptive",
         ),
         ({"vae": {"decoder": "Tiny"}}, "vae.decoder: 'Tiny' is not allowed; allowed: host, full, tiny"),
         ({"vae": {"decoder": ["tiny"]}}, "vae.decoder: ['tiny'] is not allowed; allowed: host, full, tiny"),

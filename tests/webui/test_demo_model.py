@@ -10,7 +10,6 @@ from sdxl_optim.demo_model import NAME, caption_check, write_diffusers, write_we
 from sdxl_optim.demo_model.evaluate import ssim  # noqa: E402
 
 from . import diffusers_unet as reference  # noqa: E402
-from . import server  # noqa: E402
 from .conftest import running  # noqa: E402
 
 PROMPTS = ("a large red circle in the center", "a blue square on the left and a yellow star on the right")
@@ -31,7 +30,7 @@ def folder(tmp_path_factory):
 def webui(folder):
     checkpoints = folder / "models" / "Stable-diffusion"
     settings = {"sd_model_checkpoint": f"{NAME}.safetensors", "randn_source": "CPU"}
-    yield from running(extensions=[server.PROBE], flags=("--ckpt-dir", checkpoints), settings=settings)
+    yield from running(flags=("--ckpt-dir", checkpoints), settings=settings)
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +46,24 @@ def test_the_same_picture_in_both_hosts(webui, pipe, prompt):
     theirs = webui.client.txt2img(prompt=prompt, negative_prompt="", steps=STEPS, seed=3, scheduler="Uniform")[0].pixels
     seed = torch.Generator("cpu").manual_seed(3)
     ours = pipe(prompt, num_inference_steps=STEPS, guidance_scale=5.0, height=256, width=256, generator=seed).images[0]
-    a, b = (torch.tensor(x).permute(2, 0, 1)[None] / 255 for x in (theirs, pixels(ours)))
-    assert ssim(a, b).item() > 0.99
+    assert similarity(theirs, pixels(ours)) > 0.99
     assert caption_check(theirs, prompt).passed == caption_check(ours, prompt).passed
+
+
+def test_adaptive_deepcache_uses_the_calibration_beside_the_checkpoint(webui):
+    request = {"prompt": PROMPTS[1], "negative_prompt": "", "steps": STEPS, "seed": 3}
+    stock = webui.client.txt2img(**request)[0]
+    made = {}
+    for mode in ("uniform", "adaptive"):
+        settings = {"deepcache": {"enabled": True, "cache_interval": 4, "mode": mode}}
+        made[mode] = webui.client.txt2img(settings, **request)[0]
+        assert "not adaptive" not in made[mode].infotext
+    likeness = {mode: similarity(stock.pixels, picture.pixels) for mode, picture in made.items()}
+    assert likeness["uniform"] < likeness["adaptive"] < 1
+
+
+def similarity(a, b) -> float:
+    return ssim(*(torch.tensor(x).permute(2, 0, 1)[None] / 255 for x in (a, b))).item()
 
 
 def pixels(image):

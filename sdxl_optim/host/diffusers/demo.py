@@ -16,6 +16,7 @@ from tqdm import tqdm
 from sdxl_optim.bench.cases import ARTICLE_PROMPTS, DEMO_CASES, DEMO_MODEL_PROMPTS, STOCK, Prompt
 from sdxl_optim.bench.html import Lines, Picture, Pictures, Table, page
 from sdxl_optim.bench.measure import PeakMemory, similarity
+from sdxl_optim.calibration import find as find_calibration
 from sdxl_optim.host.diffusers import models as loading
 from sdxl_optim.host.diffusers.generate import Models, Request, Result, generate, make_plans
 from sdxl_optim.settings import Settings, from_dict
@@ -63,6 +64,7 @@ def trained_models(device, dtype) -> Models | None:
             loading.load_base(str(base), device, dtype),
             tiny_vae=loading.load_tiny_vae(str(tiny), device, dtype),
             prompts=DEMO_MODEL_PROMPTS,
+            calibration=find_calibration(base),
         )
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from sdxl_optim.bench.cases import Prompt
 from sdxl_optim.bench.measure import Stopwatch
+from sdxl_optim.calibration import Calibration
 from sdxl_optim.errors import SettingsError
 from sdxl_optim.host.diffusers.run import STEP_TENSORS, DiffusersRun
 from sdxl_optim.plan import Facts, Note, Plan, make_plan
@@ -46,13 +47,16 @@ class Request:
 
 @dataclass
 class Models:
-    """The pipelines, and what of the request could not be loaded. prompts: what they draw, if not everything."""
+    """The pipelines, and what of the request could not be loaded. prompts: what they draw, if not everything.
+    calibration: the base's, or why there is none, as `calibration.find` says.
+    """
 
     base: StableDiffusionXLPipeline
     refiner: StableDiffusionXLImg2ImgPipeline | None = None
     tiny_vae: AutoencoderTiny | None = None
     notes: tuple[Note, ...] = ()
     prompts: tuple[Prompt, ...] = ()
+    calibration: tuple[Calibration | None, str | None] = (None, "this model has no calibration")
 
 
 @dataclass
@@ -113,29 +117,30 @@ def generate(
 
 def make_plans(models: Models, request: Request, settings: Settings) -> dict[str, Plan]:
     """The passes of this request in order, by name."""
-    base, refiner = models.base, models.refiner
+    base, refiner, known = models.base, models.refiner, models.calibration
     if refiner is None:
-        return {"base": make_plan(settings, _facts(request, _base_calls(base, request.steps), base))}
+        return {"base": make_plan(settings, _facts(request, _base_calls(base, request.steps), known, base))}
     if request.refiner_strength is None:
         first = _base_calls(base, request.steps, request.switch_at)
         second = _refiner_calls(refiner, request.steps, denoising_start=request.switch_at)
         if not (first and second):
             allowed = f"a fraction that leaves a step of {request.steps} to each model"
             raise SettingsError("--switch-at", request.switch_at, allowed)
-        return {"base and refiner": make_plan(settings, _facts(request, first + second, base, refiner))}
+        return {"base and refiner": make_plan(settings, _facts(request, first + second, known, base, refiner))}
     steps = request.refiner_steps or request.steps
     second = _refiner_calls(refiner, steps, strength=request.refiner_strength)
     if not second:
         raise SettingsError(
             "--refiner-strength", request.refiner_strength, f"1/{steps} or more with {steps} refiner steps"
         )
+    unknown = (None, "it is the base's that is calibrated")
     return {
-        "base": make_plan(settings, _facts(request, _base_calls(base, request.steps), base)),
-        "refiner": make_plan(settings.for_hires(), _facts(request, _from_first_step(second), refiner)),
+        "base": make_plan(settings, _facts(request, _base_calls(base, request.steps), known, base)),
+        "refiner": make_plan(settings.for_hires(), _facts(request, _from_first_step(second), unknown, refiner)),
     }
 
 
-def _facts(request: Request, calls: list[Call], *pipes) -> Facts:
+def _facts(request: Request, calls: list[Call], calibration, *pipes) -> Facts:
     """What is known before the first step. diffusers computes no uncond rows at CFG scale 1 or less."""
     embeds_guidance = any(p.unet.config.time_cond_proj_dim for p in pipes)
     no_cut = "this model takes the CFG scale as an input and has no uncond rows" if embeds_guidance else None
@@ -148,6 +153,9 @@ def _facts(request: Request, calls: list[Call], *pipes) -> Facts:
         depth=min(DEEPCACHE_LAYERS * len(p.unet.down_blocks) for p in pipes),
         freeu_stages=min(2, *(len(p.unet.up_blocks) for p in pipes)),
         no_cut=no_cut,
+        timesteps=tuple(call.sigma for call in calls if call.place == 0),
+        calibration=calibration[0],
+        no_calibration=calibration[1],
     )
 
 

@@ -11,6 +11,8 @@ import torch
 
 from modules import prompt_parser, sd_unet, shared
 from modules.shared import opts
+from sdxl_optim.calibration import find as find_calibration
+from sdxl_optim.calibration import timestep_of
 from sdxl_optim.errors import Unsupported
 from sdxl_optim.host.webui.job import Job
 from sdxl_optim.host.webui.measure import measurement_of
@@ -115,7 +117,26 @@ def gather_facts(p, sampler, settings: Settings, steps: int, func) -> Facts:
         no_unet = error.reason
     if sd_unet.current_unet is not None:
         no_unet = f"the UNet is run by {sd_unet.current_unet_option.label}"
-    return Facts(loop, rows, args["cond_scale"], depth, stages, no_unet, _why_no_cut(args["cond"], loop))
+    calibration, reason = find_calibration(shared.sd_model.sd_checkpoint_info.filename)
+    return Facts(
+        loop,
+        rows,
+        args["cond_scale"],
+        depth,
+        stages,
+        no_unet,
+        _why_no_cut(args["cond"], loop),
+        _timesteps(loop, denoiser),
+        calibration,
+        reason,
+    )
+
+
+def _timesteps(loop: Loop, denoiser) -> tuple[float, ...]:
+    """Of each step's first call. Samplers from k-diffusion count in noise levels."""
+    levels = [call.sigma for call in loop.calls if call.place == 0]
+    counts_in_sigmas = getattr(denoiser.inner_model, "sigmas", None) is not None
+    return tuple(map(timestep_of, levels)) if counts_in_sigmas else tuple(levels)
 
 
 def _rows(cond, uncond, edits: bool) -> Rows:
