@@ -178,6 +178,19 @@ def test_what_is_missing_is_said(results, monkeypatch):
     assert "Peak memory is missing" in page
 
 
+def test_memory_has_a_chart_and_columns_where_it_was_measured(results):
+    results.append(Row("off", stock=True, seconds=2.0, allocated_bytes=2**30, reserved_bytes=2**31), picture())
+    results.append(Row("on", seconds=1.0, allocated_bytes=2**29, reserved_bytes=2**31), picture(1, 9))
+    write_report(results)
+    page = (results.folder / "report.html").read_text("utf-8")
+    assert "Time and memory" in page
+    assert page.count("<circle") == 4
+    assert "Peak memory is missing" not in page
+    headings, cells = table_of(results.rows())
+    assert [line[headings.index("Allocated MiB")] for line in cells] == ["1024", "512"]
+    assert [line[headings.index("Reserved MiB")] for line in cells] == ["2048", "2048"]
+
+
 def test_empty_columns_are_left_out():
     headings, cells = table_of([Row("a", seconds=1.0), Row("b")])
     assert headings == ["Settings", "Seconds"]

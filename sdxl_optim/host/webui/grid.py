@@ -15,7 +15,7 @@ from sdxl_optim.bench.report import REPORT, in_short, write_report
 from sdxl_optim.bench.results import Results, Row
 from sdxl_optim.host.webui import options
 from sdxl_optim.host.webui.job import log
-from sdxl_optim.host.webui.measure import Measurement
+from sdxl_optim.host.webui.measure import ATTRIBUTE, Measurement
 from sdxl_optim.host.webui.xyz import PREFIX
 from sdxl_optim.overrides import OFF, runs_nothing
 from sdxl_optim.settings import Settings
@@ -127,8 +127,8 @@ def is_reference(p) -> bool:
 def begin_cell(p, settings: Settings) -> None:
     """Measure the request `p` if it is a cell of a plot with an axis of ours."""
     global _current
-    if is_reference(p) or not _is_cell(p) or not options.chosen(options.MEASURE):
-        return
+    if is_reference(p) or ATTRIBUTE in vars(p) or not _is_cell(p) or not options.chosen(options.MEASURE):
+        return  # the attribute is there on a cell's copy, which another script generates from
     axes = (state.xyz_plot_x, state.xyz_plot_y, state.xyz_plot_z)
     if not any(a.axis.label.startswith(PREFIX) for a in axes):
         return

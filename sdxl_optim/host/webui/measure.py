@@ -25,7 +25,7 @@ class Measurement:
 
     def __init__(self, p, done: Callable[[Row, object], None], **facts):
         """facts: columns that the caller knows."""
-        self._done, self._facts = done, facts
+        self.p, self._done, self._facts = p, done, facts
         self.counts = Counts()
         self._sampling = self._decode = 0.0
         self._lap: float | None = None
@@ -99,7 +99,9 @@ class Measurement:
 
 
 def measurement_of(p) -> Measurement | None:
-    return vars(p).get(ATTRIBUTE)
+    """The measurement of this very request; a copy of it, which another script may generate from, has none."""
+    measurement = vars(p).get(ATTRIBUTE)
+    return measurement if measurement is not None and measurement.p is p else None
 
 
 def _passes(job: Job) -> list[Counts]:
