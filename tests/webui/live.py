@@ -100,7 +100,7 @@ def comparable(state: dict) -> dict:
     return {
         **state,
         "hooks": [hook for hook in state["hooks"] if "torch.distributed" not in hook],
-        "shadows": {name: value for name, value in state["shadows"].items() if value != "sgm.util.disabled_train"},
+        "shadows": {name: value for name, value in state["shadows"].items() if "disabled_train" not in value},
         "module_attributes": {name: n for name, n in state["module_attributes"].items() if name != "train"},
     }
 
@@ -163,7 +163,7 @@ class Case(Client):
                 assert same(one, other), "the stock picture has changed"
         if self.changed:
             super().options(**{name: SETTINGS[name] for name in self.changed})
-            super().generate("txt2img", None, {"steps": 1, "width": 64, "height": 64})  # takes the settings up
+        super().generate("txt2img", None, {"steps": 1, "width": 64, "height": 64})  # loads what the settings name
         state = comparable(self.state())
         for name, before in comparable(self.baseline).items():
             assert state[name] == before, f"{name} is not as it was: {difference(before, state[name])}"

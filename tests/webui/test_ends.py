@@ -40,8 +40,9 @@ def test_img2img_fails(case, kind):
 
 
 PLACES = (
-    "cfg_denoiser", "cfg_denoised", "cfg_after_cfg", "before_process", "process", "before_process_batch", "process_batch",
-    "process_before_every_sampling", "post_sample", "before_hr", "postprocess_batch", "postprocess_image", "postprocess",
+    "cfg_denoiser", "cfg_denoised", "cfg_after_cfg", "before_process", "process", "before_process_batch",
+    "process_batch", "process_before_every_sampling", "post_sample", "before_hr", "postprocess_batch",
+    "postprocess_image", "postprocess",
 )  # fmt: skip
 
 

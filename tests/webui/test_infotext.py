@@ -40,11 +40,12 @@ def test_200_random_settings_come_back_through_the_hosts_own_functions(case):
         assert declared.from_dict(answer["pasted"]) == same, answer["infotext"]
 
 
+OWN_SAMPLER = {"hr_sampler_name": "DPM++ 2M", "hr_scheduler": "SGM Uniform"}
 REQUESTS = {
     "all": (ALL, {}),
     "cutoff": (CUTOFF, {}),
-    # with a sampler of its own: the host's API can't restore "the same"
-    "hires": ({**ALL, "hires": {"cfg_cutoff": {"enabled": True}}}, {**HIRES, "hr_sampler_name": "DPM++ 2M"}),
+    # with a sampler and schedule of its own: the host's API can't restore "the same", nor a sampler's usual schedule
+    "hires": ({**ALL, "hires": {"cfg_cutoff": {"enabled": True}}}, {**HIRES, **OWN_SAMPLER}),
 }
 
 

@@ -3,6 +3,8 @@
 import random
 import threading
 
+import pytest
+
 from . import client as api
 from .live import ALL, DEEPCACHE, SMALLER
 from .test_infotext import random_settings
@@ -34,6 +36,7 @@ def generate(client, script, rng: random.Random):
     return client.txt2img(script, **request)
 
 
+@pytest.mark.timeout(1200)
 def test_a_hundred_in_a_row_leave_nothing_and_grow_nothing(case, webui):
     """Stock generations of the same kind say how much a server grows by itself."""
     client = webui.client
