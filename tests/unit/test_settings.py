@@ -36,7 +36,7 @@ DESIGN = """{
   "backend":    {"name": "eager", "attention": "host", "fp16_accumulation": false},
   "memory":     {"offload": "host", "weights": "host"},
   "hires":      "same"
-}"""  # noqa: E501
+}"""
 
 
 def values_of(declaration: Declaration):
