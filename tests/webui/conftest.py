@@ -20,6 +20,9 @@ def running(**options):
         pytest.skip("SD_WEBUI_DIR is not set")
     with server.WebUI(**options) as webui:
         webui.client = Client(webui.url)
+        # The host's first load of a model leaves it with other last digits than every later one, stock or not.
+        webui.client.options(sd_model_checkpoint="tiny-sd15.safetensors")
+        webui.client.options(sd_model_checkpoint=server.SETTINGS["sd_model_checkpoint"])
         yield webui
 
 
@@ -75,8 +78,6 @@ def stock_pictures(stock_webui):
 @pytest.fixture(scope="session")
 def baseline(webui):
     """What /probe/state lists before the extension was ever switched on."""
-    webui.client.options(sd_model_checkpoint="tiny-sd15.safetensors")
-    webui.client.options(sd_model_checkpoint=server.SETTINGS["sd_model_checkpoint"])
     webui.client.txt2img(steps=2)
     return webui.client.state()
 

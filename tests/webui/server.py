@@ -69,8 +69,9 @@ def make_checkpoints() -> Path:
 
 
 def offline() -> dict:
-    environment = {"HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False", "OMP_NUM_THREADS": "1"}
-    return {**os.environ, **environment, "PYTHONUNBUFFERED": "1"}
+    # MKL_CBWR: the same digits wherever in memory a tensor lies, or servers would differ in the last one.
+    steady = {"OMP_NUM_THREADS": "1", "MKL_CBWR": "AVX2,STRICT", "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False", **steady}
 
 
 def free_port() -> int:
