@@ -21,9 +21,10 @@ def running(**options):
     with server.WebUI(**options) as webui:
         webui.client = Client(webui.url)
         # The host's first load of a model leaves it with other last digits than every later one, stock or not.
+        wanted = {**server.SETTINGS, **(options.get("settings") or {})}["sd_model_checkpoint"]
         webui.client.txt2img(steps=1)  # a switch while the server still loads its first model can fail
-    webui.client.options(sd_model_checkpoint="tiny-sd15.safetensors")
-        webui.client.options(sd_model_checkpoint=server.SETTINGS["sd_model_checkpoint"])
+        webui.client.options(sd_model_checkpoint="tiny-sd15.safetensors")
+        webui.client.options(sd_model_checkpoint=wanted)
         yield webui
 
 

@@ -69,8 +69,7 @@ def make_checkpoints() -> Path:
 
 
 def offline() -> dict:
-    # MKL_CBWR: the same digits wherever in memory a tensor lies; without it stock servers differ in the last one.
-    steady = {"OMP_NUM_THREADS": "1", "MKL_CBWR": "COMPATIBLE", "PYTHONUNBUFFERED": "1"}
+    steady = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     return {**os.environ, "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False", **steady}
 
 
