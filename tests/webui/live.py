@@ -68,7 +68,8 @@ def agrees(report: dict, counts: Pass, stock: Pass) -> None:
     """The infotext's counts are those of the probe's hooks and of the plan."""
     assert not report["unplanned"], f"{report}, but {counts} seen"
     assert (int(report["calls"]), int(report["rows"])) == (counts.calls, counts.rows)
-    assert int(report["stock_rows"]) == stock.rows
+    # Rows a call: DPM adaptive makes as many calls as the model's answers ask for, and FreeU changes these.
+    assert int(report["stock_rows"]) * stock.calls == stock.rows * counts.calls
     if counts.cached or report["cached"]:
         assert (report["full"], report["cached"]) == (str(counts.full), str(counts.cached))
 
