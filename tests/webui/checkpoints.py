@@ -1,7 +1,7 @@
 """Tiny random-weight models in the WebUI's layouts, for its own loader.
 
-Run by the WebUI's interpreter: `python checkpoints.py WEBUI_DIR MODELS_DIR`. Deterministic; what is there
-already is kept until this file changes. Every class is the host's own, so the layouts are right as they are.
+Run by the WebUI's interpreter: `python checkpoints.py WEBUI_DIR MODELS_DIR`. Deterministic; what is there already is
+kept, and who comes while another process makes it waits. Every class is the host's own, so the layouts are right.
 
     Stable-diffusion/  tiny-sdxl, tiny-sdxl-b, tiny-sdxl-refiner, tiny-sdxl-inpaint,
                        tiny-sd15, tiny-sd15-edit (instruct-pix2pix), tiny-sd2; each with its YAML.
@@ -13,8 +13,8 @@ already is kept until this file changes. Every class is the host's own, so the l
     VAE-approx/        the preview network for SDXL
 """
 
+import contextlib
 import gzip
-import hashlib
 import importlib
 import json
 import os
@@ -24,18 +24,13 @@ from pathlib import Path
 SDXL_NAMES = ("tiny-sdxl", "tiny-sdxl-b", "tiny-sdxl-refiner", "tiny-sdxl-inpaint")
 NAMES = (*SDXL_NAMES, "tiny-sd15", "tiny-sd15-edit", "tiny-sd2")
 TAESD = ("taesdxl_decoder.pth", "taesdxl_encoder.pth", "taesd_decoder.pth", "taesd_encoder.pth")
+FOLDERS = ("Stable-diffusion", "Lora", "VAE-taesd", "VAE-approx")
 
 CLIP_WIDTH = 64
 OPEN_CLIP = "ViT-S-32-alt"  # the narrowest text tower that open_clip knows
 OPEN_CLIP_WIDTH = 256
 SIZE_DIM = 32  # of each of the numbers in a size, crop or aesthetic score
 MODEL_CHANNELS = 32
-
-
-def remove_taesd(models: Path) -> None:
-    """Take the Tiny VAE's files away, as on a machine that never fetched them."""
-    for name in TAESD:
-        (models / "VAE-taesd" / name).unlink(missing_ok=True)
 
 
 def write_clip_folder(folder: Path) -> None:
@@ -112,7 +107,8 @@ def fill_zeros(model) -> None:
     """Give layers that training starts from zero a random start; else the picture is flat.
 
     The last layer is scaled so that the predicted noise has a deviation of 1, and the prompt's way into the
-    UNet so that guidance matters.
+    UNet so that guidance matters. The text encoder's last norm gets a bias, as a trained one has: without it the
+    mean of what it gives is zero but for rounding, and the host divides by that mean.
     """
     import torch
 
@@ -124,6 +120,8 @@ def fill_zeros(model) -> None:
             module.weight.data *= 3
         if name.endswith("attn2.to_out.0"):
             module.weight.data *= 20
+        if name.startswith("cond_stage_model") and name.endswith(("text_model.final_layer_norm", "model.ln_final")):
+            torch.nn.init.constant_(module.bias, 0.1)
 
 
 def write_checkpoint(name: str, webui: Path, models: Path) -> None:
@@ -199,18 +197,29 @@ def import_host(webui: Path) -> None:
         encoders.CLIPTextModel = type("Untrained", (), {"from_pretrained": staticmethod(untrained)})
 
 
+@contextlib.contextmanager
+def making(models: Path):
+    """Alone with this folder; what another process was making is there."""
+    from filelock import FileLock
+
+    models.mkdir(parents=True, exist_ok=True)
+    with FileLock(models / "lock"):
+        yield
+
+
 def main(webui: Path, models: Path) -> None:
-    stamp, recipe = models / "recipe.txt", hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-    if stamp.is_file() and stamp.read_text() == recipe:
-        return
-    for folder in ("Stable-diffusion", "Lora", "VAE-taesd", "VAE-approx"):
-        (models / folder).mkdir(parents=True, exist_ok=True)
-    import_host(webui)
-    write_clip_folder(models / "tiny-clip")
-    write_small_vaes(models)
-    for name in NAMES:
-        write_checkpoint(name, webui, models)
-    stamp.write_text(recipe)
+    complete = models / "complete"
+    with making(models):
+        if complete.is_file():
+            return
+        for folder in FOLDERS:
+            (models / folder).mkdir(exist_ok=True)
+        import_host(webui)
+        write_clip_folder(models / "tiny-clip")
+        write_small_vaes(models)
+        for name in NAMES:
+            write_checkpoint(name, webui, models)
+        complete.touch()
 
 
 if __name__ == "__main__":

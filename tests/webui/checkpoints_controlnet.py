@@ -59,15 +59,16 @@ def write_controlnet(models: Path, extension: Path) -> None:
 
 
 def main(webui: Path, models: Path, extension: Path) -> None:
-    checkpoint = models / "Stable-diffusion" / f"{CHECKPOINT}.safetensors"
-    controlnet = models / "ControlNet" / f"{CONTROLNET}.safetensors"
-    if checkpoint.is_file() and controlnet.is_file():
-        return
     import checkpoints
 
-    checkpoints.import_host(webui)
-    write_controlnet(models, extension)
-    write_checkpoint(webui, models)
+    complete = models / "complete-controlnet"
+    with checkpoints.making(models):
+        if complete.is_file():
+            return
+        checkpoints.import_host(webui)
+        write_controlnet(models, extension)
+        write_checkpoint(webui, models)
+        complete.touch()
 
 
 if __name__ == "__main__":

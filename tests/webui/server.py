@@ -1,9 +1,11 @@
 """A WebUI process for the tests. Its settings, extensions and outputs live in a folder of its own.
 
 `SD_WEBUI_DIR` names a working WebUI 1.10.1, `SD_WEBUI_PYTHON` its interpreter (default: that of its `venv`),
-`SD_WEBUI_TEST_MODELS` the folder of the tiny checkpoints (default `$SD_WEBUI_DIR/sdxl-optim-models`).
+`SD_WEBUI_TEST_MODELS` the folder of the tiny checkpoints (default `$SD_WEBUI_DIR/sdxl-optim-models`), which several
+test runs can share at a time.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -56,7 +58,9 @@ def webui_python() -> Path:
 
 
 def models_dir() -> Path:
-    return Path(os.environ.get("SD_WEBUI_TEST_MODELS") or webui_dir() / "sdxl-optim-models")
+    """Shared, and made anew in another place where the way of making it changes: never written to afterwards."""
+    recipe = hashlib.sha256((HERE / "checkpoints.py").read_bytes()).hexdigest()
+    return Path(os.environ.get("SD_WEBUI_TEST_MODELS") or webui_dir() / "sdxl-optim-models") / recipe[:12]
 
 
 def make_checkpoints() -> Path:
@@ -79,16 +83,27 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+def link_files(source: Path, target: Path) -> None:
+    for file in source.rglob("*"):
+        if file.is_file():
+            link = target / file.relative_to(source)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(file)
+
+
 class WebUI:
     """`with WebUI() as webui:` a running server at `webui.url`. Nothing of the WebUI folder is written to.
 
-    `extensions` are linked into the server's own extensions folder, by their folder's name. `flags` follow
-    the usual ones, `settings` overwrite entries of config.json.
+    Its `models` folder holds links, which a test may take away. `extensions` are linked into the server's own
+    extensions folder, by their folder's name. `flags` follow the usual ones, `settings` overwrite entries of
+    config.json.
     """
 
     def __init__(self, extensions=(EXTENSION, PROBE), flags=(), settings=None):
-        self.models = make_checkpoints()
+        shared = make_checkpoints()
         self.data = Path(tempfile.mkdtemp(prefix="sdxl-optim-webui-"))
+        self.models = self.data / "models"
+        link_files(shared, self.models)
         self.log_file = self.data / "log.txt"
         self.config_file = self.data / "config.json"
         self.config_file.write_text(json.dumps({**SETTINGS, **(settings or {})}))

@@ -1,6 +1,7 @@
 """Files beside the page: a tiny decoder copied in, and the user's own defaults. A server with folders of its own."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -18,19 +19,16 @@ DECODER = "taesdxl_decoder.pth"
 
 
 @pytest.fixture(scope="module")
-def own_webui(tmp_path_factory):
+def own_webui():
     """Its models folder has all checkpoints and no tiny decoder; its ui-config.json has defaults for txt2img."""
     if server.webui_dir() is None:
         pytest.skip("SD_WEBUI_DIR is not set")
-    models = tmp_path_factory.mktemp("models")
-    for folder in server.make_checkpoints().iterdir():
-        if folder.name != "VAE-taesd":
-            (models / folder.name).symlink_to(folder)
-    webui = server.WebUI(flags=("--models-dir", models))
+    webui = server.WebUI()
+    shutil.rmtree(webui.models / "VAE-taesd")
     saved = {LABEL.format(tab="txt2img", title=title): value for title, value in DEFAULTS.items()}
     (webui.data / "ui-config.json").write_text(json.dumps(saved))
     with webui:
-        webui.decoder = models / "VAE-taesd" / DECODER
+        webui.decoder = webui.models / "VAE-taesd" / DECODER
         yield webui
 
 

@@ -5,7 +5,6 @@ import contextlib
 import numpy as np
 import pytest
 
-from . import server
 from .client import Client
 from .live import HIRES, SMALL, SMALLER, TINY, notes
 
@@ -13,9 +12,9 @@ OPTION = "sd_vae_decode_method"
 
 
 @contextlib.contextmanager
-def without_the_decoder(case):
+def without_the_decoder(webui, case):
     """As on a machine that never fetched it, and that can't."""
-    file = server.models_dir() / "VAE-taesd" / "taesdxl_decoder.pth"
+    file = webui.models / "VAE-taesd" / "taesdxl_decoder.pth"
     away = file.with_suffix(".away")
     file.rename(away)
     case.post("/others/forget_tiny")
@@ -71,10 +70,10 @@ def test_the_requests_own_setting_wins(case, own):
     case.txt2img(**SMALLER)
 
 
-def test_without_the_file_the_full_vae_is_used(case):
+def test_without_the_file_the_full_vae_is_used(webui, case):
     case.counts = False
     plain = case.txt2img(**SMALLER)[0]
-    with without_the_decoder(case):
+    with without_the_decoder(webui, case):
         picture = case.txt2img(TINY, **SMALLER)[0]
         assert np.array_equal(picture.pixels, plain.pixels)
         said = notes(picture)
