@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from sdxl_optim.bench.measure import similarity
+from sdxl_optim.bench.perceptual import lpips, missing
 from sdxl_optim.bench.results import Results, Row
+
+OTHER_SIZE = "another size than the reference, so not compared"
 
 
 def mad(reference, picture) -> float:
@@ -29,35 +30,11 @@ def _array(picture) -> np.ndarray:
     return np.asarray(picture, dtype=np.float64)
 
 
-def lpips(reference, picture) -> float | None:
-    """LPIPS (arXiv:1801.03924) with AlexNet; None where the package or its weights are not at hand."""
-    import torch
-
-    network = _lpips_network()
-    if network is None:
-        return None
-    tensors = [torch.from_numpy(_array(p)).permute(2, 0, 1)[None].float() / 127.5 - 1 for p in (reference, picture)]
-    with torch.no_grad():
-        return float(network(*tensors))
-
-
-@functools.cache
-def _lpips_network():
-    import torch
-
-    if not list(Path(torch.hub.get_dir(), "checkpoints").glob("alexnet-*.pth")):
-        return None  # the package would fetch them
-    try:
-        import lpips as package
-    except ImportError:
-        return None
-    return package.LPIPS(net="alex", verbose=False).eval()
-
-
 def compared(row: Row, reference_file: str, reference, picture) -> Row:
     """The row with its quality numbers. Pictures of two sizes can't be compared and are noted."""
     if reference.size != picture.size:
-        return dataclasses.replace(row, notes=_join(row.notes, "another size than the reference, so not compared"))
+        said = row.notes.removesuffix(OTHER_SIZE).removesuffix("; ")
+        return dataclasses.replace(row, notes=_join(said, OTHER_SIZE))
     return dataclasses.replace(
         row,
         reference=reference_file,
@@ -73,14 +50,18 @@ def _join(*texts: str) -> str:
 
 
 def compare_all(results: Results, rows: Sequence[Row] | None = None) -> list[Row]:
-    """All rows of a result with their quality numbers; what is there already is not computed again."""
+    """All rows of a result with their quality numbers; what is there already is not computed again.
+
+    LPIPS is added where it has come to hand since.
+    """
     rows = results.rows() if rows is None else rows
     references = {row.group: row.picture for row in reversed(rows) if row.stock and row.picture}
     return [_with_quality(results, row, references.get(row.group)) for row in rows]
 
 
 def _with_quality(results: Results, row: Row, reference_file: str | None) -> Row:
-    if row.mad is not None or not row.picture or not reference_file:
+    complete = row.mad is not None and (row.lpips is not None or missing())
+    if complete or not row.picture or not reference_file:
         return row
     reference, picture = results.picture(reference_file), results.picture(row.picture)
     return row if reference is None or picture is None else compared(row, reference_file, reference, picture)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
+from sdxl_optim.bench import perceptual
 from sdxl_optim.bench.charts import Point, Scatter
 from sdxl_optim.bench.html import Picture, Pictures, Table, page
 from sdxl_optim.bench.quality import compare_all
@@ -131,7 +132,7 @@ def what_is_missing(rows: Sequence[Row]) -> list[str]:
     if compared and all(r.ssim is None for r in compared):
         missing.append("SSIM is missing: it takes scikit-image (pip install scikit-image).")
     if compared and all(r.lpips is None for r in compared):
-        missing.append("LPIPS is missing: it takes the package lpips and AlexNet's weights in torch's folder.")
+        missing.append(perceptual.missing() or "LPIPS is missing: it could not be computed of these pictures.")
     if rows and all(r.allocated_bytes is None for r in rows):
         missing.append("Peak memory is missing: it is measured on CUDA alone.")
     return missing

@@ -19,6 +19,7 @@ from sdxl_optim.bench.report import FILES, REPORT, charts, in_short, summary, ta
 from sdxl_optim.bench.results import PICTURES, Results, Row, listed
 from sdxl_optim.bench.runner import Runner
 from sdxl_optim.errors import SettingsError
+from sdxl_optim.host.webui import lpips_offer
 from sdxl_optim.host.webui.bench import BenchJob, Template, WebUIHost
 from sdxl_optim.host.webui.grid import results_folder
 from sdxl_optim.host.webui.ui import TITLE
@@ -98,6 +99,7 @@ def _results() -> tuple:
         delete = gr.Button("Delete this result", elem_id=f"{ID}_delete")
     with FormColumn():
         about = gr.HTML("", elem_id=f"{ID}_about")
+        lpips_offer.build(ID)
         table = gr.Dataframe(interactive=False, wrap=True, label="Measured", elem_id=f"{ID}_table")
         drawn = gr.HTML("", elem_id=f"{ID}_charts")
         gallery = gr.Gallery(label="Pictures", columns=4, height="auto", show_label=True, elem_id=f"{ID}_gallery")
