@@ -3,9 +3,11 @@
 #   PYTHON=python3.12        the interpreter to make it with
 #   TORCH="torch==2.9.1"     what pip installs as torch, with any options of pip's ("torch --index-url URL")
 #   SD_WEBUI_DIR=/path       the WebUI that test-webui starts
+#   WORKERS=2                how many test files it runs at a time, each with two servers of one core each
 
 PYTHON ?= python3
 VENV   ?= .venv
+WORKERS ?= 2
 
 MINOR := $(shell $(PYTHON) -c "import sys; print(sys.version_info[1])")
 ifeq ($(MINOR),10)  # the WebUI's Python: tested with the WebUI's torch
@@ -32,7 +34,7 @@ test: $(READY)
 
 test-webui: $(READY)
 	$(BIN)/python -m pip install -q playwright
-	$(BIN)/python -m pytest -m webui tests/webui
+	$(BIN)/python -m pytest -m webui -n $(WORKERS) --dist loadfile tests/webui
 
 quality: $(READY)
 	$(BIN)/python -m ruff check .
