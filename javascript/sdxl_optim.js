@@ -1,13 +1,39 @@
-// Help on hover: what the accordion's Python part wrote into data-help becomes the controls' titles.
+// What Python can't do: help on hover, in the page's language, and waiting until a control has come to rest.
 
+function sdxlOptimTranslated(piece) {
+    const text = piece.trim();
+    const translated = window.localization && window.localization[text];
+    return translated === undefined ? piece : translated;
+}
+
+// What the accordion's Python part wrote into data-help becomes the controls' titles.
 function sdxlOptimShowHelp() {
     gradioApp().querySelectorAll('.sdxl-optim-help:not([data-done])').forEach(function(holder) {
         holder.dataset.done = '1';
-        for (const [id, text] of Object.entries(JSON.parse(holder.dataset.help))) {
+        for (const [id, pieces] of Object.entries(JSON.parse(holder.dataset.help))) {
             const control = gradioApp().getElementById(id);
-            if (control) control.title = text;
+            if (control) control.title = pieces.map(sdxlOptimTranslated).join('');
         }
     });
 }
 
-onUiLoaded(sdxlOptimShowHelp);
+// The live plan is asked for by a hidden button, once the controls have been still for a moment.
+const sdxlOptimTimers = {};
+
+function sdxlOptimPlanSoon(tab) {
+    clearTimeout(sdxlOptimTimers[tab]);
+    sdxlOptimTimers[tab] = setTimeout(function() {
+        const button = gradioApp().getElementById(`script_${tab}_sdxl_optim_foresee`);
+        if (button) button.click();
+    }, 250);
+}
+
+function sdxlOptimPlansSoon() {
+    ['txt2img', 'img2img'].forEach(sdxlOptimPlanSoon);
+}
+
+onUiLoaded(function() {
+    sdxlOptimShowHelp();
+    sdxlOptimPlansSoon();
+});
+onOptionsChanged(sdxlOptimPlansSoon); // another checkpoint, for one

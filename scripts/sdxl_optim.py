@@ -1,13 +1,12 @@
 """The WebUI's entry: forwards its events to sdxl_optim.host.webui, and nothing else."""
 
-import gradio as gr
-
 from modules import scripts
 from sdxl_optim.host.webui import extension, ui
+from sdxl_optim.host.webui.page import Page, show_report
 
 
 class SDXLOptim(scripts.Script):
-    refresher = None  # made with the accordion, which comes before the tab's log
+    page = None
 
     def title(self):
         return ui.TITLE
@@ -16,18 +15,16 @@ class SDXLOptim(scripts.Script):
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img):
-        accordion = ui.build(self.elem_id)
+        accordion = ui.build(self.elem_id, self.page)
         self.infotext_fields = accordion.paste_fields
         self.paste_field_names = [f.infotext_key for f in ui.ui_fields()]
-        self.refresher = ui.ReportRefresher(
-            accordion.report, lambda: ui.show_report(extension.last_report.get(self.tabname))
-        )
+        self.page.read_report = lambda: show_report(extension.last_report.get(self.tabname))
         return accordion.components
 
     def after_component(self, component, **kwargs):
-        is_log = kwargs.get("elem_id") == f"html_log_{self.tabname}" and isinstance(component, gr.HTML)
-        if self.refresher is not None:
-            self.refresher.after_component(component, is_log)
+        if self.page is None:
+            self.page = Page(self.tabname)
+        self.page.after_component(component)
 
     def before_process(self, p, *args):
         extension.before_process(p, self.tabname, args)

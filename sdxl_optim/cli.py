@@ -198,12 +198,14 @@ def _values(args: argparse.Namespace, options: dict[str, Declaration]) -> dict:
 
 def read_settings(args: argparse.Namespace) -> Settings:
     """`--settings`, then the single options over it. Raises SettingsError."""
-    flat = settings.flatten(settings.from_dict(_read_json(args.settings) if args.settings else {}))
+    flat = {("enabled",): True}
+    if args.settings:
+        flat |= settings.read_dict(_read_json(args.settings))
     given = {f: text for f in _setting_fields() if (text := getattr(args, f.name)) is not None}
     if any(f.path[0] == "hires" and len(f.path) > 2 for f in given):
         flat["hires", "mode"] = "own"
     flat |= {f.path: f.declaration.read(f"--{f.name}", text) for f, text in given.items()}
-    result = settings.from_flat(flat)
+    result = settings.from_given(flat)
     return result if result.enabled else Settings()
 
 

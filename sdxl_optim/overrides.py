@@ -8,6 +8,7 @@ from sdxl_optim.errors import SettingsError
 from sdxl_optim.settings import Field, Path, Settings
 
 OFF = "off"
+PRESET: Path = ("preset",)
 
 # The words of a combination such as "freeu+cutoff 0.75+deepcache 3": technique → the field that a number sets.
 COMBINATION: dict[str, tuple[Path, Path | None]] = {
@@ -21,13 +22,15 @@ COMBINATION: dict[str, tuple[Path, Path | None]] = {
 
 def read_value(field: Field, text: str) -> dict[Path, object]:
     """The changes that one axis value means. Raises SettingsError."""
+    if field.path == PRESET and text.strip().lower() == OFF:
+        return {PRESET: OFF}
     technique = switch_of(field)
     if technique is not None and text.strip().lower() == OFF:
         return {technique: False}
     try:
         value = field.declaration.read(field.name, text)
     except SettingsError as error:
-        allowed = error.allowed + (f", or {OFF}" if technique else "")
+        allowed = error.allowed + (f", or {OFF}" if technique or field.path == PRESET else "")
         raise SettingsError(field.title, text, allowed) from None
     own = {("hires", "mode"): "own"} if field.path[0] == "hires" and technique else {}
     return own | ({} if technique is None else {technique: True}) | {field.path: value}
@@ -60,9 +63,16 @@ def read_combination(text: str) -> dict[Path, object]:
 
 def apply(settings: Settings, changes: dict[Path, object]) -> Settings:
     """Settings with `changes` laid over. Where the extension is off, it starts from the defaults, not from what the
-    folded accordion holds; and if the changes switch nothing on, it stays off."""
+    folded accordion holds; and if the changes switch nothing on, it stays off.
+
+    A preset among them replaces all that the settings held, whichever axis it is on; the other changes go over it.
+    """
     base = settings if settings.enabled else Settings()
-    switches_on = any(value not in (False, "host") for value in changes.values())
+    if changes.get(PRESET) is not None:
+        base = Settings()
+        name = None if changes[PRESET] == OFF else changes[PRESET]
+        changes = {**declared.preset_values(name), **changes, PRESET: name}
+    switches_on = any(value not in (False, "host", None) for value in changes.values())
     values = {**declared.flatten(base), **changes, ("enabled",): settings.enabled or switches_on}
     return declared.from_flat(values)
 
@@ -73,6 +83,6 @@ def runs_nothing(settings: Settings) -> bool:
         return True
     for field in declared.changed(settings):
         switch = switch_of(field)
-        if field.path != ("enabled",) and (switch is None or declared.get(settings, switch)):
+        if field.path not in (("enabled",), PRESET) and (switch is None or declared.get(settings, switch)):
             return False
     return True

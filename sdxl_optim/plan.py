@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from sdxl_optim import schedule
+from sdxl_optim import settings as declared
 from sdxl_optim.calibration import Calibration, full_steps_adaptive
 from sdxl_optim.schedule import Counts, Loop, Rows, StepPlan
 from sdxl_optim.settings import DeepCache, FreeU, Settings
@@ -35,6 +36,7 @@ class Facts:
     no_cut: reason why the uncond rows can't be dropped (AND prompts, …), or None.
     timesteps: of each step's first call, in the model's own count.
     calibration: of the model, for adaptive DeepCache; else no_calibration is the reason.
+    cached_share: of a full call's arithmetic that a call cached by DeepCache at the settings' branch still does.
     """
 
     loop: Loop
@@ -47,6 +49,7 @@ class Facts:
     timesteps: tuple[float, ...] = ()
     calibration: Calibration | None = None
     no_calibration: str | None = "this host has no calibration"
+    cached_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,19 @@ class Plan:
     always: StepPlan = StepPlan()  # for loops that can't be foreseen
     notes: tuple[Note, ...] = ()
     prediction: Counts | None = field(default=None)
+    cached_share: float | None = None
+
+    @property
+    def cut_from(self) -> int | None:
+        """The first step without guidance, or None."""
+        return next((i for i, step in enumerate(self.steps) if step.cut), None)
+
+    def work(self, counts: Counts) -> float | None:
+        """About which share of a stock run's sampling arithmetic `counts` come to; None where it can't be told."""
+        if not counts.stock_rows or (counts.cached_rows and self.cached_share is None):
+            return None
+        spared = counts.cached_rows * (1 - (self.cached_share or 0.0))
+        return (counts.rows - spared) / counts.stock_rows
 
     def step(self, i: int) -> StepPlan:
         return self.steps[i] if i < len(self.steps) else self.always
@@ -68,14 +84,14 @@ class Plan:
 
 def make_plan(settings: Settings, facts: Facts) -> Plan:
     """Decide everything that can be decided before the first step."""
-    notes: list[Note] = []
+    notes = _preset(settings)
     freeu = _freeu(settings, facts, notes)
     cut_from = _cutoff(settings, facts, notes)
     deepcache = _deepcache(settings, facts, notes)
     loop, n = facts.loop, facts.loop.n
     if not loop.foreseeable:
         always = StepPlan(cut=cut_from == 0, freeu=freeu is not None)
-        return Plan(loop, facts.rows, freeu, None, (), always, tuple(notes))
+        return Plan(loop, facts.rows, freeu, None, (), always, tuple(notes), None, facts.cached_share)
 
     freeu_steps = schedule.window(freeu.start, freeu.stop, n) if freeu else ()
     cached_steps = _cached_steps(deepcache, facts) if deepcache else frozenset()
@@ -87,7 +103,19 @@ def make_plan(settings: Settings, facts: Facts) -> Plan:
     )
     prediction = schedule.predict(steps, loop, facts.rows)
     last = steps[-1] if steps else StepPlan()
-    return Plan(loop, facts.rows, freeu, deepcache, steps, last, tuple(notes), prediction)
+    return Plan(loop, facts.rows, freeu, deepcache, steps, last, tuple(notes), prediction, facts.cached_share)
+
+
+def _preset(settings: Settings) -> list[Note]:
+    """What the user set otherwise than the preset has it."""
+    notes = []
+    by_path = {f.path: f for f in declared.fields()}
+    for path, value in declared.preset_values(settings.preset).items():
+        used = declared.get(settings, path)
+        if used != value:
+            text = f"{settings.preset} has {by_path[path].title} {value}; {used} is used, as set"
+            notes.append(Note("preset", text, refused=False))
+    return notes
 
 
 def _freeu(settings: Settings, facts: Facts, notes: list[Note]) -> FreeU | None:

@@ -31,7 +31,7 @@ class PassReport:
 
     def count_unet(self, rows: int, ours: bool, cached: bool) -> None:
         if ours:
-            self.counts += Counts(full=not cached, cached=cached, rows=rows)
+            self.counts += Counts(full=not cached, cached=cached, rows=rows, cached_rows=rows * cached)
         else:
             self.extra_calls += 1
 

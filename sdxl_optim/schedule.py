@@ -7,7 +7,7 @@ DPM2, …). `i` counts steps, `n` is their number in the sampler's real loop.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 def window(start: float, stop: float, n: int) -> range:
@@ -45,12 +45,14 @@ class Call:
 
 @dataclass(frozen=True)
 class Loop:
-    """The sampler's real loop: its calls in order. `foreseeable` is false where only running it can tell,
-    `needs_uncond` is true where the sampler works with the unconditional prediction itself (CFG++)."""
+    """The sampler's real loop: its calls in order. `foreseeable` is false where only running it can tell; then
+    `at_least` is a number of calls that it can't do without. `needs_uncond` is true where the sampler works with the
+    unconditional prediction itself (CFG++)."""
 
     calls: tuple[Call, ...] = ()
     foreseeable: bool = True
     needs_uncond: bool = False
+    at_least: int = 0
 
     @property
     def n(self) -> int:
@@ -139,14 +141,15 @@ def _chunks(total: int, size: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Counts:
-    """Denoiser calls, UNet calls (full and cached) and rows through the UNet; `stock_rows` is what a stock run
-    computes."""
+    """Denoiser calls, UNet calls (full and cached) and rows through the UNet, `cached_rows` of them in cached calls;
+    `stock_rows` is what a stock run computes."""
 
     calls: int = 0
     full: int = 0
     cached: int = 0
     rows: int = 0
     stock_rows: int = 0
+    cached_rows: int = field(default=0, compare=False)
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(getattr(self, f) + getattr(other, f) for f in self.__dataclass_fields__))
@@ -160,13 +163,14 @@ def predict(steps: Sequence[StepPlan], loop: Loop, rows: Rows) -> Counts:
         step = steps[call.step]
         stock = rows.unet_calls(not call.host_skips, call.same_length)
         parts = rows.unet_calls(not (call.host_skips or step.cut), call.same_length)
-        full = cached = 0
+        full = cached = cached_rows = 0
         for part, count in enumerate(parts):
             key = (call.place, part)
             if step.cached and usable_rows(store.get(key), count, rows.cond, call.model) is not None:
                 cached += 1
+                cached_rows += count
             else:
                 full += 1
                 store[key] = Stored(count, call.model)
-        total += Counts(1, full, cached, sum(parts), sum(stock))
+        total += Counts(1, full, cached, sum(parts), sum(stock), cached_rows)
     return total

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sdxl_optim import presets
 from sdxl_optim.errors import SettingsError
 
 Path = tuple[str, ...]
@@ -28,7 +30,7 @@ class Declaration:
     lo: float | None = None
     hi: float | None = None
     step: float | None = None
-    choices: tuple = ()
+    choices: Sequence = ()
     nullable: bool = False
     in_ui: bool = True
 
@@ -37,7 +39,7 @@ class Declaration:
         if self.kind == "toggle":
             text = "true or false"
         elif self.kind == "choice":
-            text = ", ".join(map(str, self.choices)) if self.choices else "nothing yet"
+            text = ", ".join(map(str, self.choices))
         else:
             text = f"{'an integer' if self.integer else 'a number'} from {self.lo:g} to {self.hi:g}"
         return f"{text}, or null" if self.nullable else text
@@ -48,7 +50,7 @@ class Declaration:
 
     def check(self, name: str, value: Any) -> Any:
         """Return `value` in the declared type. Raises SettingsError."""
-        if value is None and self.nullable:
+        if self.nullable and (value is None or value == presets.NONE):
             return None
         if self.kind == "toggle":
             ok = isinstance(value, bool)
@@ -67,6 +69,8 @@ class Declaration:
         try:
             if self.kind == "toggle":
                 value = {"true": True, "false": False, "on": True, "off": False}[text.lower()]
+            elif self.nullable and text == presets.NONE:
+                value = None
             elif self.kind == "choice":
                 value = next(c for c in self.choices if str(c) == text)
             else:
@@ -88,7 +92,7 @@ def slider(default, lo, hi, step, label: str, help: str, **more):
     return _setting(Declaration("slider", default, label, help, lo, hi, step, **more))
 
 
-def choice(default, choices: tuple, label: str, help: str, **more):
+def choice(default, choices: Sequence, label: str, help: str, **more):
     return _setting(Declaration("choice", default, label, help, choices=choices, **more))
 
 
@@ -207,7 +211,9 @@ class Settings:
     """What the user asked for. Build it with `from_dict` or `from_flat`; both check every value."""
 
     enabled: bool = toggle(False, "SDXL Optim", "Switches everything below on.")
-    preset: str | None = choice(None, (), "preset", "Not available yet.", nullable=True, in_ui=False)
+    preset: str | None = choice(
+        None, presets.Names(), "preset", "Settings by name. It fills what is not set otherwise.", nullable=True
+    )
     steps: int | None = slider(
         None, 1, 150, 1, "steps", "A number here replaces the request's steps.", nullable=True, in_ui=False
     )
@@ -224,7 +230,8 @@ class Settings:
         if self.hires.mode == "same":
             return self
         own = self.hires if self.hires.mode == "own" else Hires()
-        return dataclasses.replace(self, freeu=own.freeu, cfg_cutoff=own.cfg_cutoff, deepcache=own.deepcache)
+        parts = {"freeu": own.freeu, "cfg_cutoff": own.cfg_cutoff, "deepcache": own.deepcache}
+        return dataclasses.replace(self, preset=None, **parts)
 
 
 INFOTEXT_PREFIX = "SDXL Optim"
@@ -293,15 +300,31 @@ def _build(cls: type, path: Path, values: dict[Path, Any]):
 
 
 def from_dict(given: Any) -> Settings:
-    """Settings from the API's dict, of which any subset may be given; `enabled` defaults to true there.
+    """Settings from the API's dict, of which any subset may be given; `enabled` defaults to true there, and what is not
+    given comes from the preset, if one is.
 
     Raises SettingsError for an unknown key, a wrong type or a value out of range.
     """
+    return from_given({("enabled",): True, **read_dict(given)})
+
+
+def read_dict(given: Any) -> dict[Path, Any]:
+    """{path: value} of what the API's dict holds, unchecked. Raises SettingsError for an unknown key."""
     if not isinstance(given, dict):
         raise SettingsError("settings", given, "an object with any of: " + _names(Settings))
-    values = {("enabled",): True}
-    values.update(_read_dict(Settings, (), given))
-    return from_flat(values)
+    return _read_dict(Settings, (), given)
+
+
+def from_given(values: dict[Path, Any]) -> Settings:
+    """Settings from what the user set and, for the rest, what the preset that is named among it has. Raises
+    SettingsError."""
+    return from_flat({**preset_values(values.get(("preset",))), **values})
+
+
+def preset_values(name: str | None) -> dict[Path, Any]:
+    """{path: value} of what the preset sets; nothing where there is none of that name."""
+    preset = presets.find(name) if isinstance(name, str) else None
+    return read_dict(preset.settings) if preset else {}
 
 
 def _names(cls: type) -> str:
@@ -341,6 +364,21 @@ def to_dict(settings: Settings) -> dict:
     result = dataclasses.asdict(settings)
     if settings.hires in (Hires(mode="same"), Hires(mode="off")):
         result["hires"] = settings.hires.mode
+    return result
+
+
+def to_sparse_dict(settings: Settings) -> dict:
+    """The API's dict of what differs from the defaults."""
+    result: dict = {}
+    for field_, value in changed(settings).items():
+        inner = result
+        for part in field_.path[:-1]:
+            inner = inner.setdefault(part, {})
+        inner[field_.path[-1]] = value
+    if "hires" in result and settings.hires.mode != "own":
+        result["hires"] = settings.hires.mode
+    elif "hires" in result:
+        del result["hires"]["mode"]
     return result
 
 

@@ -41,7 +41,10 @@ def test_every_setting_with_a_choice_is_an_option_with_its_help(capsys, monkeypa
             assert f.name not in told or f.name == "steps"
             continue
         about = told[f.path[0] if f.path[1:] == ("enabled",) else f.name.removesuffix(".enabled")]
-        for word in (declaration.help, declaration.allowed, f"default {str(declaration.default).lower()}"):
+        words = [declaration.help, declaration.allowed.removesuffix(", or null")]  # null is: left out
+        if not declaration.nullable:
+            words.append(f"default {str(declaration.default).lower()}")
+        for word in words:
             assert word in about, f.name
 
 
@@ -146,3 +149,10 @@ def test_help_imports_nothing_heavy():
     subprocess.run(
         [sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, cwd=Path(cli.__file__).parents[1]
     )
+
+
+def test_a_preset_under_the_options_and_under_the_json():
+    settings = settings_of("--preset", "fastest", "--deepcache.cache_interval", "5")
+    assert settings == from_dict({"preset": "fastest", "deepcache": {"cache_interval": 5}})
+    text = '{"preset": "fast", "deepcache": {"cache_interval": 4}}'
+    assert settings_of("--settings", text, "--preset", "fastest").deepcache.cache_interval == 4

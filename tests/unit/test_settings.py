@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdxl_optim.errors import SettingsError
+from sdxl_optim.presets import BUILT_IN
 from sdxl_optim.settings import (
     Declaration,
     Settings,
@@ -176,7 +177,10 @@ def test_the_second_pass_has_the_same_no_or_its_own_techniques():
         ({"backend": {"name": "tensorrt"}}, "backend.name: 'tensorrt' is not allowed; allowed: eager"),
         ({"steps": 0}, "steps: 0 is not allowed; allowed: an integer from 1 to 150, or null"),
         ({"steps": 151}, "steps: 151 is not allowed; allowed: an integer from 1 to 150, or null"),
-        ({"preset": "fastest"}, "preset: 'fastest' is not allowed; allowed: nothing yet, or null"),
+        (
+            {"preset": "slowest"},
+            f"preset: 'slowest' is not allowed; allowed: {', '.join(p.name for p in BUILT_IN)}, or null",
+        ),
         ({"enabled": "yes"}, "enabled: 'yes' is not allowed; allowed: true or false"),
         (
             {"freeu": True},

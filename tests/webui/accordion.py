@@ -89,7 +89,7 @@ class Tab:
         if kind == "toggle":
             browser.set_checkbox(self.page, f"{elem_id}-visible-checkbox", value)
         elif kind == "choice":
-            browser.choose_radio(self.page, elem_id, str(value))
+            browser.choose_radio(self.page, elem_id, "none" if value is None else str(value))
         else:
             browser.set_number(self.page, elem_id, value)
 
@@ -114,7 +114,7 @@ class Tab:
             return sent
         if kind == "choice":
             chosen = self.page.locator(f"#{elem_id} input:checked").get_attribute("value")
-            return next(c for c in field.declaration.choices if str(c) == chosen)
+            return field.declaration.read(field.name, chosen)
         number = browser.number(self.page, elem_id)
         return int(number) if field.declaration.integer else number
 

@@ -114,7 +114,7 @@ def choose(page: Page, elem_id: str, choice: str) -> None:
 
 
 def choose_radio(page: Page, elem_id: str, choice: str) -> None:
-    page.locator(f"#{elem_id} label", has_text=choice).first.click()
+    page.locator(f"#{elem_id} label").get_by_text(choice, exact=True).first.click()
 
 
 def set_text(page: Page, elem_id: str, text: str) -> None:

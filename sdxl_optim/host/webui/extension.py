@@ -8,7 +8,7 @@ from modules import script_callbacks
 from modules.shared import opts
 from sdxl_optim import settings as declared
 from sdxl_optim.errors import SettingsError
-from sdxl_optim.host.webui import grid, infotext, tab, ui
+from sdxl_optim.host.webui import grid, infotext, preset_ui, tab, ui
 from sdxl_optim.host.webui.job import Job, begin_job, end_job, job_of, log, refuse_request
 from sdxl_optim.host.webui.measure import measurement_of
 from sdxl_optim.host.webui.options import add_options
@@ -24,6 +24,7 @@ last_report: dict[str, JobReport] = {}  # by tab
 
 def register_callbacks() -> None:
     _show_log()
+    preset_ui.load()
     script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
     script_callbacks.on_before_ui(add_axes)
     script_callbacks.on_infotext_pasted(infotext.on_infotext_pasted)

@@ -6,6 +6,7 @@ from typing import Any
 
 from sdxl_optim import settings as declared
 from sdxl_optim.errors import SettingsError
+from sdxl_optim.presets import NONE
 from sdxl_optim.settings import INFOTEXT_PREFIX, Field, Settings
 
 RESULT = f"{INFOTEXT_PREFIX} result"
@@ -51,7 +52,8 @@ class FieldReader(str):
 
     def __call__(self, params: dict[str, Any]) -> Any:
         if is_ours(params):
-            return declared.get(read(params), self.field.path)
+            value = declared.get(read(params), self.field.path)
+            return NONE if value is None and self.field.declaration.nullable else value
         if self.field.path == ("enabled",) and "Steps" in params:
             return False
         return None

@@ -7,9 +7,10 @@ itself always tells. The rehearsal takes no random numbers, touches no model and
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from types import FunctionType, SimpleNamespace
 
 import k_diffusion.sampling
 import torch
@@ -26,13 +27,15 @@ class CannotRehearse(Exception):
 def rehearse(sampler, func: Callable) -> Loop:
     """The loop of `sampler`, whose `launch_sampling` was given `func`. `foreseeable` is false where it can't be
     known."""
-    if sampler.func is k_diffusion.sampling.sample_dpm_adaptive:  # it chooses its steps by what the model answers
-        return Loop(foreseeable=False)
     model = _Model(sampler.model_wrap_cfg)
     try:
         _run(sampler, func, model)
     except (CannotRehearse, AttributeError, KeyError, RuntimeError, TypeError, ValueError):
         return Loop(foreseeable=False, needs_uncond=model.need_last_noise_uncond)
+    if sampler.func is k_diffusion.sampling.sample_dpm_adaptive:
+        # It chooses its steps by its error, which zeros never have: every other model makes it take shorter ones.
+        at_least = sum(event is not None for event in model.events)
+        return Loop(foreseeable=False, needs_uncond=model.need_last_noise_uncond, at_least=at_least)
     return Loop(tuple(assign_steps(model.events)), needs_uncond=model.need_last_noise_uncond)
 
 
@@ -48,8 +51,9 @@ def _run(sampler, func: Callable, model: _Model) -> None:
     if "noise_sampler" in inspect.signature(sampler.func).parameters:
         kwargs["noise_sampler"] = lambda *sigmas: torch.zeros_like(latent)
 
-    with torch.no_grad(), _no_random_numbers(latent):
-        sampler.func(model, latent, extra_args={}, disable=True, callback=model.report_step, **kwargs)
+    sample = without_random_numbers(sampler.func)
+    with torch.no_grad():
+        sample(model, latent, extra_args={}, disable=True, callback=model.report_step, **kwargs)
 
 
 class _Model:
@@ -75,25 +79,37 @@ class _Model:
         return torch.zeros_like(x)
 
 
-class _Zeros:
-    def __init__(self, like: torch.Tensor):
-        self.like = like
+class _Torch:
+    """torch, for a sampler that must draw no random numbers: neither the request's nor, while another request is under
+    way, those of that one."""
 
-    def next(self):
-        return torch.zeros_like(self.like)
+    randn_like = staticmethod(torch.zeros_like)
+
+    def __getattr__(self, name: str):
+        return getattr(torch, name)
 
 
-@contextmanager
-def _no_random_numbers(latent: torch.Tensor) -> Iterator[None]:
-    """The host gives samplers their noise through an object of its own; while entered, that answers zeros."""
-    source = k_diffusion.sampling.torch
-    if not hasattr(source, "rng"):
+def without_random_numbers(func: Callable) -> Callable:
+    """A copy of a sampler's function that finds `_Torch` where it looks for torch. Nothing else is changed."""
+    if isinstance(func, functools.partial):
+        return functools.partial(without_random_numbers(func.func), *func.args, **func.keywords)
+    stand_in = _Torch()
+    sampling = SimpleNamespace(**{**vars(k_diffusion.sampling), "torch": stand_in})
+    package = SimpleNamespace(**{**vars(k_diffusion), "sampling": sampling})
+    return with_globals(func, torch=stand_in, k_diffusion=package)
+
+
+def with_globals(func: Callable, **replaced) -> Callable:
+    """A copy of the Python function `func`, without its decorators, whose module's globals are `replaced` where it has
+    them. Raises CannotRehearse where it is no such function."""
+    plain = inspect.unwrap(func)
+    if not isinstance(plain, FunctionType):
         raise CannotRehearse
-    rng, source.rng = source.rng, _Zeros(latent)
-    try:
-        yield
-    finally:
-        source.rng = rng
+    known = plain.__globals__
+    own = {**known, **{name: value for name, value in replaced.items() if name in known}}
+    copy = FunctionType(plain.__code__, own, plain.__name__, plain.__defaults__, plain.__closure__)
+    copy.__kwdefaults__ = plain.__kwdefaults__
+    return copy
 
 
 def assign_steps(events: list[float | None]) -> list[Call]:

@@ -24,6 +24,7 @@ from sdxl_optim.plan import Facts, make_plan
 from sdxl_optim.run import Run
 from sdxl_optim.schedule import Call, Loop, Rows
 from sdxl_optim.settings import Settings
+from sdxl_optim.work import cached_share
 
 RUN = "sdxl_optim_run"  # the attribute of the sampler under which its run is found
 WATCH = "sdxl_optim_watch"  # … and under which the wait for its loop
@@ -109,10 +110,12 @@ def gather_facts(p, sampler, settings: Settings, steps: int, func) -> Facts:
             for i, call in enumerate(calls)
         )
         loop = replace(loop, calls=tuple(calls))
-    depth, stages, no_unet = 0, 0, None
+    depth, stages, no_unet, share = 0, 0, None, None
     try:
         layout = read_layout(shared.sd_model.model.diffusion_model)
         depth, stages = layout.depth, freeu_stages(layout)
+        if settings.deepcache.cache_branch_id < depth:
+            share = cached_share(layout, settings.deepcache.cache_branch_id, *_latent_size(p))
     except Unsupported as error:
         no_unet = error.reason
     if sd_unet.current_unet is not None:
@@ -129,7 +132,13 @@ def gather_facts(p, sampler, settings: Settings, steps: int, func) -> Facts:
         _timesteps(loop, denoiser),
         calibration,
         reason,
+        share,
     )
+
+
+def _latent_size(p) -> tuple[int, int]:
+    height, width = (p.hr_upscale_to_y, p.hr_upscale_to_x) if p.is_hr_pass else (p.height, p.width)
+    return height // 8, width // 8
 
 
 def _timesteps(loop: Loop, denoiser) -> tuple[float, ...]:

@@ -12,6 +12,9 @@ from safetensors.torch import load_file
 
 from modules import paths_internal, sd_vae_taesd, shared
 from modules.shared import opts
+from sdxl_optim.plan import Note
+from sdxl_optim.settings import Settings
+from sdxl_optim.words import words
 
 OPTION = "sd_vae_decode_method"
 METHODS = {"tiny": "TAESD", "full": "Full"}
@@ -30,8 +33,21 @@ def why_no_tiny_decoder() -> str | None:
     except (OSError, URLError, RuntimeError, ValueError, KeyError, TypeError) as error:
         path = decoder_path()
         found = "cannot be read" if path.exists() else "is missing and could not be fetched"
-        return f"{path.name} {found} ({type(error).__name__}); the full VAE is used. Put it into {path.parent}."
+        template = "{file} " + found + " ({error}); the full VAE is used. Put it into {folder}."
+        return words(template, file=path.name, error=type(error).__name__, folder=path.parent)
     return None
+
+
+def foreseen_decoder(settings: Settings) -> tuple[list[str], list[Note]]:
+    """What will decode, in words, and what there is to say of it; without loading or fetching anything."""
+    if settings.vae.decoder == "full":
+        return ["full VAE"], []
+    if settings.vae.decoder != "tiny":
+        return [], []
+    if decoder_path().exists():
+        return ["Tiny VAE"], []
+    text = words("{file} is fetched when it is first used", file=decoder_path().name)
+    return ["Tiny VAE"], [Note("Tiny VAE", text, refused=False)]
 
 
 def copy_decoder(source: str) -> str:

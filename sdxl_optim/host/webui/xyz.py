@@ -51,7 +51,7 @@ def _choices(field: Field):
     if d.kind == "toggle":
         return lambda: ["on", "off"]
     if d.kind == "choice":
-        off = [overrides.OFF] if overrides.switch_of(field) else []
+        off = [overrides.OFF] if overrides.switch_of(field) or field.path == overrides.PRESET else []
         return lambda: [*off, *map(str, d.choices)]
     return None
 
