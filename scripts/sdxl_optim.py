@@ -18,7 +18,7 @@ class SDXLOptim(scripts.Script):
         accordion = ui.build(self.elem_id, self.page)
         self.infotext_fields = accordion.paste_fields
         self.paste_field_names = [f.infotext_key for f in ui.ui_fields()]
-        self.page.read_report = lambda: show_report(extension.last_report.get(self.tabname))
+        self.page.read_report = lambda: show_report(extension.report_to_show(self.tabname))
         return accordion.components
 
     def after_component(self, component, **kwargs):

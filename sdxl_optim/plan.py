@@ -10,6 +10,7 @@ from sdxl_optim import settings as declared
 from sdxl_optim.calibration import Calibration, full_steps_adaptive
 from sdxl_optim.schedule import Counts, Loop, Rows, StepPlan
 from sdxl_optim.settings import DeepCache, FreeU, Settings
+from sdxl_optim.words import joined, words
 
 FEW_STEPS = 12
 
@@ -23,7 +24,7 @@ class Note:
     refused: bool = True
 
     def __str__(self) -> str:
-        return f"{self.feature} {'refused' if self.refused else 'note'}: {self.text}"
+        return joined([self.feature, " ", "refused" if self.refused else "note", ": ", self.text])
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,8 @@ def _preset(settings: Settings) -> list[Note]:
     for path, value in declared.preset_values(settings.preset).items():
         used = declared.get(settings, path)
         if used != value:
-            text = f"{settings.preset} has {by_path[path].title} {value}; {used} is used, as set"
+            names = {"preset": settings.preset, "title": by_path[path].title, "value": value, "used": used}
+            text = words("{preset} has {title} {value}; {used} is used, as set", **names)
             notes.append(Note("preset", text, refused=False))
     return notes
 

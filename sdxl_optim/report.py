@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from sdxl_optim.plan import Note, Plan
 from sdxl_optim.schedule import Counts
+from sdxl_optim.words import joined, words
 
 
 @dataclass
@@ -71,6 +72,7 @@ class JobReport:
     notes: list[Note] = field(default_factory=list)
     decoder: str | None = None
     seconds: float = 0.0
+    compared: str | None = None  # its time, held against another run's
 
     def add_pass(self, iteration: int, report: PassReport) -> None:
         self.passes.setdefault(iteration, []).append(report)
@@ -101,9 +103,12 @@ class JobReport:
         lines = []
         for iteration, passes in sorted(self.passes.items()):
             for p in passes:
-                where = p.name if len(self.passes) == 1 else f"batch {iteration + 1}, {p.name}"
-                store = f", store {p.store_bytes / 2**20:.1f} MiB" if p.store_bytes else ""
-                lines.append(f"{where}: {', '.join(p.facts())}{store}; {p.seconds:.2f} s")
+                where = [p.name] if len(self.passes) == 1 else [f"batch {iteration + 1}", ", ", p.name]
+                store = [f"store {p.store_bytes / 2**20:.1f} MiB"] if p.store_bytes else []
+                facts = joined([*p.facts(), *store], by=", ")
+                lines.append(joined([*where, ": ", facts, "; ", f"{p.seconds:.2f} s"]))
         if self.decoder:
-            lines.append(f"decoded by {self.decoder}")
+            lines.append(words("decoded by {decoder}", decoder=self.decoder))
+        if self.compared:
+            lines.append(self.compared)
         return lines + [str(note) for note in self.all_notes()]

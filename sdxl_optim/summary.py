@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sdxl_optim.plan import Note, Plan
+from sdxl_optim.words import joined
 
 
 def summary(plan: Plan) -> list[str]:
@@ -27,7 +28,10 @@ def summary(plan: Plan) -> list[str]:
 
 def lines(plans: dict[str, Plan], more: list[str], notes: list[Note]) -> tuple[list[str], list[str]]:
     """One line a pass, with `more` behind the last; and what is refused or to be said, once each."""
-    named = [(f"{name}: " if len(plans) > 1 else "") + "; ".join(summary(plan)) for name, plan in plans.items()]
-    named[-1] = "; ".join([named[-1], *more])
+    parts = [summary(plan) for plan in plans.values()]
+    parts[-1] += more
+    named = [joined(part, by="; ") for part in parts]
+    if len(plans) > 1:
+        named = [joined([name, ": ", line]) for name, line in zip(plans, named, strict=True)]
     said = [note for plan in plans.values() for note in plan.notes] + notes
     return named, list(dict.fromkeys(map(str, said)))

@@ -79,6 +79,10 @@ class Tab:
         for field in switches:
             if field in wanted or any(f.path[:-1] == field.path[:-1] for f in changed):
                 browser.open_accordion(self.page, self.elem_id(*field.path))
+        for path in dict.fromkeys(f.path[:-1] for f in changed):
+            more = self.elem_id(*path, "more")  # the finer settings, folded
+            if self.page.locator(f"#{more}").count():
+                browser.open_accordion(self.page, more)
         for field in changed:
             self.set_field(field, declared.get(target, field.path))
         for field in switches:
@@ -117,6 +121,28 @@ class Tab:
             return field.declaration.read(field.name, chosen)
         number = browser.number(self.page, elem_id)
         return int(number) if field.declaration.integer else number
+
+    def preset(self, name: str) -> None:
+        """Choose a preset in the row, and wait until the controls hold it."""
+        self.page.locator(f"#{self.elem_id('preset')} input[value='{name}']").click()
+        self.settle()
+        self.page.wait_for_timeout(300)
+
+    def planned(self, text: str = "") -> str:
+        """The live plan, once it has come to rest and holds `text`."""
+        place = self.page.locator(f"#{self.elem_id('plan')}").first
+        last, quiet = None, 0
+        for _ in range(100):
+            self.page.wait_for_timeout(100)
+            shown = place.text_content().strip()
+            quiet = quiet + 1 if shown == last and shown and text in shown else 0
+            last = shown
+            if quiet > 6:
+                return shown
+        raise AssertionError(f"no plan with {text!r}, but {last!r}")
+
+    def text(self, *path: str) -> str:
+        return self.page.locator(f"#{self.elem_id(*path)}").first.text_content().strip()
 
     def report(self) -> str:
         """The text of "What ran last", or nothing."""

@@ -8,10 +8,10 @@ from modules import script_callbacks
 from modules.shared import opts
 from sdxl_optim import settings as declared
 from sdxl_optim.errors import SettingsError
-from sdxl_optim.host.webui import grid, infotext, preset_ui, tab, ui
+from sdxl_optim.host.webui import grid, infotext, options, preset_ui, references, tab, ui
+from sdxl_optim.host.webui.api import add_api
 from sdxl_optim.host.webui.job import Job, begin_job, end_job, job_of, log, refuse_request
 from sdxl_optim.host.webui.measure import measurement_of
-from sdxl_optim.host.webui.options import add_options
 from sdxl_optim.host.webui.sampling import on_cfg_denoiser, watch_sampler
 from sdxl_optim.host.webui.vae import METHODS, OPTION, decode_method, why_no_tiny_decoder
 from sdxl_optim.host.webui.xyz import WrongSettings, add_axes, with_axes
@@ -29,8 +29,9 @@ def register_callbacks() -> None:
     script_callbacks.on_before_ui(add_axes)
     script_callbacks.on_infotext_pasted(infotext.on_infotext_pasted)
     script_callbacks.on_image_grid(grid.on_image_grid)
-    script_callbacks.on_ui_settings(add_options)
+    script_callbacks.on_ui_settings(options.add_options)
     script_callbacks.on_ui_tabs(tab.build)
+    script_callbacks.on_app_started(add_api)
 
 
 def _show_log() -> None:
@@ -39,8 +40,8 @@ def _show_log() -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("[SDXL Optim] %(message)s"))
         log.addHandler(handler)
-        log.setLevel(logging.INFO)
         log.propagate = False
+    options.apply_log_level()
 
 
 def parse_args(args: tuple) -> Settings:
@@ -62,11 +63,23 @@ def before_process(p, tab: str, args: tuple) -> None:
         return
     grid.begin_cell(p, settings)
     if not settings.enabled:
+        references.stock_begins(p)
         return
     _take_what_is_ours(p, settings)
-    begin_job(p, Job(settings, on_close=lambda job: last_report.__setitem__(tab, job.report)))
+    begin_job(p, Job(settings, on_close=lambda job: _keep_report(p, tab, job)))
     if settings.steps is not None:
         p.steps = settings.steps
+
+
+def report_to_show(tab: str) -> JobReport | None:
+    """What the accordion shows of the tab's last run."""
+    return last_report.get(tab) if options.chosen(options.REPORT) else None
+
+
+def _keep_report(p, tab: str, job: Job) -> None:
+    if all(report.finished and not report.stopped for passes in job.report.passes.values() for report in passes):
+        job.report.compared = references.compared(p, job.report.seconds)
+    last_report[tab] = job.report
 
 
 def _take_what_is_ours(p, settings: Settings) -> None:
@@ -128,6 +141,7 @@ def postprocess(p, tab: str, processed) -> None:
     """A run without the extension leaves no report of an older one. (Not at its start: a page whose run ends just then
     may yet ask for its own.)"""
     if job_of(p) is None:
+        references.stock_ends(p)
         last_report.pop(tab, None)
     if measurement := measurement_of(p):
         measurement.end(p, processed, job_of(p))

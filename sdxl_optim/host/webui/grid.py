@@ -27,7 +27,9 @@ _current: Grid | None = None
 
 
 def results_folder() -> Path:
-    """Where this extension keeps its results: beside the host's own grids."""
+    """Where this extension keeps its results: the folder in the settings, or beside the host's own grids."""
+    if options.chosen(options.FOLDER).strip():
+        return Path(options.chosen(options.FOLDER).strip()).resolve()
     return Path(opts.outdir_grids or opts.outdir_txt2img_grids).resolve().parent / "sdxl-optim"
 
 

@@ -15,9 +15,11 @@ from gradio.events import Dependency
 
 from sdxl_optim import presets
 from sdxl_optim import settings as declared
+from sdxl_optim.advice import advise
 from sdxl_optim.errors import SettingsError
 from sdxl_optim.host.webui.foresight import NotForeseeable, foresee
 from sdxl_optim.host.webui.job import log
+from sdxl_optim.host.webui.machine import machine
 from sdxl_optim.host.webui.vae import foreseen_decoder
 from sdxl_optim.report import JobReport
 from sdxl_optim.summary import lines
@@ -215,9 +217,11 @@ def _proposal(name: str, given: dict[str, Any]) -> list[str]:
 
 
 def _about(name: str, parts: list[str]) -> str:
+    """What the chosen preset is for and proposes; without one, what to choose."""
     preset = presets.find(name)
     if preset is None:
-        return ""
+        rows = "".join(f"<p>{as_html(sentence)}</p>" for sentence in advise(machine()))
+        return f"<div class='sdxl-optim-proposal'>{rows}</div>"
     about = f"<span>{html.escape(preset.about)}</span> " if preset.about else ""
     proposed = f"<span>{as_html('proposed: ' + ', '.join(parts))}</span>" if parts else ""
     return f"<div class='sdxl-optim-proposal'>{about}{proposed}</div>"

@@ -30,7 +30,7 @@ def rehearse(sampler, func: Callable) -> Loop:
     model = _Model(sampler.model_wrap_cfg)
     try:
         _run(sampler, func, model)
-    except (CannotRehearse, AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+    except (CannotRehearse, AttributeError, KeyError, NameError, RuntimeError, TypeError, ValueError):
         return Loop(foreseeable=False, needs_uncond=model.need_last_noise_uncond)
     if sampler.func is k_diffusion.sampling.sample_dpm_adaptive:
         # It chooses its steps by its error, which zeros never have: every other model makes it take shorter ones.

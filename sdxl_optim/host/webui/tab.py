@@ -23,6 +23,7 @@ from sdxl_optim.host.webui import lpips_offer
 from sdxl_optim.host.webui.bench import BenchJob, Template, WebUIHost
 from sdxl_optim.host.webui.grid import results_folder
 from sdxl_optim.host.webui.ui import TITLE
+from sdxl_optim.words import as_html, joined, words
 
 ID = "sdxl_optim_bench"
 OWN, ARTICLE = "These combinations", "The article's table"
@@ -156,13 +157,16 @@ def _status(job: BenchJob) -> str:
     if job.error:
         return _error(job.error)
     if not job.running:
-        return f"<p>{'Stopped' if job.stopping else 'Finished'}: {p.done if p else 0} pictures made.</p>"
+        made = f"{p.done if p else 0} pictures made."
+        return f"<p>{as_html(joined(['Stopped' if job.stopping else 'Finished', ': ', made]))}</p>"
     if p is None:
-        return "<p>Waiting for its turn…</p>"
-    left = "" if p.seconds_left is None else f", about {_duration(p.seconds_left)} left"
-    text = "Stopping…" if job.stopping else f"{p.done} of {p.total} pictures{left} · {p.doing}"
+        return f"<p>{as_html('Waiting for its turn…')}</p>"
+    parts = [f"{p.done} of {p.total} pictures"]
+    if p.seconds_left is not None:
+        parts.append(f"about {_duration(p.seconds_left)} left")
+    text = "Stopping…" if job.stopping else joined([joined(parts, by=", "), " · ", words("{it}", it=p.doing)])
     bar = f'<progress value="{p.done}" max="{p.total}" style="width:100%"></progress>'
-    return f"{bar}<p>{escape(text)}</p>"
+    return f"{bar}<p>{as_html(text)}</p>"
 
 
 def _duration(seconds: float) -> str:
@@ -170,7 +174,7 @@ def _duration(seconds: float) -> str:
 
 
 def _error(text: str) -> str:
-    return f"<div class='error'>{escape(text)}</div>"
+    return f"<div class='error'>{as_html(text)}</div>"
 
 
 # --- looking
@@ -208,7 +212,7 @@ def _view(results: Results | None, pictures: bool = True) -> list:
     """about, table, charts, pictures, Markdown."""
     rows = results.rows() if results else []
     if not rows:
-        return ["<p>Nothing measured yet.</p>", None, "", None, ""]
+        return [f"<p>{as_html('Nothing measured yet.')}</p>", None, "", None, ""]
     means = summary(rows)
     headings, cells = table_of(means)
     drawn = "".join(chart.html() for chart in charts(means))
@@ -259,7 +263,8 @@ def _delete(name: str | None) -> list:
         return [_error("This result is being made; stop it first."), *[gr.update()] * 7]
     results.delete()
     newest = next(iter(listed(results_folder())), None)
-    return [f"<p>{escape(results.folder.name)} is deleted.</p>", *_lists(newest), *_show(newest)]
+    deleted = words("{name} is deleted.", name=results.folder.name)
+    return [f"<p>{as_html(deleted)}</p>", *_lists(newest), *_show(newest)]
 
 
 def _compare(name: str | None, other: str | None) -> list:

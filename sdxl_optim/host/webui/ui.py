@@ -16,9 +16,10 @@ from sdxl_optim.host.webui.page import Accordion, Page
 from sdxl_optim.host.webui.vae import copy_decoder
 from sdxl_optim.presets import NONE
 from sdxl_optim.settings import Field, Path
-from sdxl_optim.words import pieces
+from sdxl_optim.words import as_html, pieces
 
 TITLE = "SDXL Optim"
+Rows = tuple[tuple[str, ...], ...]  # names of settings, side by side
 
 
 def ui_fields() -> list[Field]:
@@ -34,19 +35,27 @@ def build(elem_id, page: Page) -> Accordion:
         parts[path] = _component(by_path[path], elem_id)
         return parts[path]
 
-    def technique(*path: str, rows: tuple[tuple[str, ...], ...]):
-        """An accordion whose own checkbox switches the technique on, with its settings inside."""
+    def in_rows(path: tuple[str, ...], rows: Rows):
+        for names in rows:
+            with FormRow():
+                for name in names:
+                    add(*path, name)
+
+    def technique(*path: str, rows: Rows, more: Rows = ()):
+        """An accordion whose own checkbox switches the technique on, with its settings inside, the finer ones
+        folded."""
         with add(*path, "enabled"):
-            for names in rows:
-                with FormRow():
-                    for name in names:
-                        add(*path, name)
+            in_rows(path, rows)
+            if more:
+                with gr.Accordion("More", open=False, elem_id=elem_id("_".join((*path, "more")))):
+                    in_rows(path, more)
 
     def techniques(*path: str):
-        technique(*path, "freeu", rows=(("version",), ("b1", "b2"), ("s1", "s2"), ("start", "stop")))
+        technique(*path, "freeu", rows=(("b1", "b2"), ("s1", "s2")), more=(("version",), ("start", "stop")))
         technique(*path, "cfg_cutoff", rows=(("stop",),))
-        rows = (("cache_interval", "cache_branch_id"), ("mode",), ("center", "power"), ("start", "stop"))
-        technique(*path, "deepcache", rows=rows)
+        rows = (("cache_interval", "cache_branch_id"),)
+        more = (("mode",), ("center", "power"), ("start", "stop"))
+        technique(*path, "deepcache", rows=rows, more=more)
 
     with add("enabled"):
         plan = gr.HTML("", elem_id=elem_id("plan"))
@@ -98,7 +107,7 @@ def _tiny_decoder_file(elem_id) -> None:
         button = gr.Button("Copy", elem_id=elem_id("tiny_file_copy"), size="sm")
         answer = gr.HTML("", elem_id=elem_id("tiny_file_answer"), elem_classes=["sdxl-optim-answer"])
         path.do_not_save_to_config = True
-        button.click(lambda source: html.escape(copy_decoder(source)), inputs=[path], outputs=[answer])
+        button.click(lambda source: as_html(copy_decoder(source)), inputs=[path], outputs=[answer])
 
 
 def _component(field: Field, elem_id) -> gr.components.Component:
@@ -124,4 +133,9 @@ def _hover_help(elem_id) -> str:
 def _help(field: Field) -> list[str]:
     """In pieces, each of which may be translated."""
     d = field.declaration
-    return [d.help, " (", *(text for text, _ in pieces(d.allowed)), ")"]
+    if d.kind == "choice":
+        names = [str(choice) for choice in d.choices] + (["or null"] if d.nullable else [])
+        allowed = [text for name in names for text in (name, ", ")][:-1]
+    else:
+        allowed = [text for text, _ in pieces(d.allowed)]
+    return [d.help, " (", *allowed, ")"]

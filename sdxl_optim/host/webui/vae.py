@@ -60,7 +60,7 @@ def copy_decoder(source: str) -> str:
         return "Name a file first."
     path, target = Path(source.strip().strip('"')), decoder_path()
     if not path.is_file():
-        return f"There is no file {path}."
+        return words("There is no file {path}.", path=path)
     try:
         weights = (
             load_file(path)
@@ -70,14 +70,15 @@ def copy_decoder(source: str) -> str:
         weights = {key.removeprefix("decoder."): value for key, value in weights.items()}
         sd_vae_taesd.decoder(16 if shared.sd_model.is_sd3 else 4).load_state_dict(weights)
     except Exception as error:  # whatever is wrong with a file that a user picked, it is the file
-        return f"{path.name} is not a TAESD decoder for this model ({type(error).__name__})."
+        template = "{file} is not a TAESD decoder for this model ({error})."
+        return words(template, file=path.name, error=type(error).__name__)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         torch.save(weights, target)
     except (OSError, RuntimeError) as error:
-        return f"{target} can't be written ({type(error).__name__})."
+        return words("{file} can't be written ({error}).", file=target, error=type(error).__name__)
     sd_vae_taesd.sd_vae_taesd_models.pop(target.name, None)
-    return f"Copied to {target}."
+    return words("Copied to {file}.", file=target)
 
 
 @contextmanager

@@ -1,0 +1,47 @@
+"""What this extension adds to the host's API (`--api`): the plan of a request, without making it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, HTTPException
+
+from modules import shared
+from sdxl_optim import settings as declared
+from sdxl_optim.errors import SettingsError
+from sdxl_optim.host.webui.foresight import NotForeseeable, foresee
+from sdxl_optim.host.webui.vae import foreseen_decoder
+from sdxl_optim.plan import Plan
+from sdxl_optim.summary import lines
+
+PATH = "/sdxl-optim/plan"
+
+
+def add_api(_demo, app: FastAPI) -> None:
+    """The host's on_app_started."""
+    if shared.cmd_opts.api:
+        app.add_api_route(PATH, plan, methods=["POST"])
+
+
+def plan(body: dict[str, Any]) -> dict[str, Any]:
+    """body: {"settings": as for the script "sdxl optim", "request": fields as for /sdapi/v1/txt2img, "img2img": true
+    where the request starts from a picture}; all may be left out.
+
+    The answer holds the sentences that the page shows, and each pass's exact counts.
+    """
+    try:
+        chosen = declared.from_dict(body.get("settings", {}))
+        plans = foresee(body.get("request", {}), chosen, bool(body.get("img2img")))
+    except (SettingsError, NotForeseeable, TypeError) as error:
+        raise HTTPException(status_code=422, detail=str(error)) from None
+    decoder, notes = foreseen_decoder(chosen)
+    shown, said = lines(plans, decoder, notes)
+    return {"lines": shown, "notes": said, "passes": {name: _numbers(plan) for name, plan in plans.items()}}
+
+
+def _numbers(plan: Plan) -> dict[str, Any]:
+    if plan.prediction is None:
+        return {"at_least": plan.loop.at_least}
+    c = plan.prediction
+    counts = {name: getattr(c, name) for name in ("calls", "full", "cached", "rows", "stock_rows")}
+    return {"steps": plan.loop.n, **counts, "cut_from": plan.cut_from, "work": plan.work(c)}

@@ -1,0 +1,76 @@
+"""Every sentence of ours that a page can show, read from the declarations and the sources."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from sdxl_optim import presets
+from sdxl_optim import settings as declared
+from sdxl_optim.words import to_translate
+
+PACKAGE = Path(declared.__file__).parent
+SENTENCES = ("plan", "run", "report", "summary", "advice", "calibration", "layout")
+HOST = ("sampling", "vae", "foresight", "page", "preset_ui", "ui", "tab", "options", "extension", "references")
+COMPONENTS = {"Button", "Accordion", "UploadButton", "ToolButton", "Textbox", "Radio", "Dropdown", "Slider", "HTML",
+              "File", "Dataframe", "Gallery", "Checkbox", "InputAccordion"}  # fmt: skip
+SHOWN_BY = {"Note", "note", "words", "joined", "append", "show_plan", "_error", "as_html"}
+SHOWN_AS = {"label", "info", "placeholder", "tooltip", "value"}
+
+
+def all_pieces() -> set[str]:
+    """What a localisation has to know."""
+    found = set(declared_texts())
+    for path in sources():
+        sentences, whole = texts_in(path.read_text("utf-8"))
+        found |= {piece for text in sentences for piece in to_translate(text)} | whole
+    return {text.strip() for text in found if any(map(str.isalpha, text))}
+
+
+def declared_texts() -> Iterator[str]:
+    for f in declared.fields():
+        d = f.declaration
+        if d.in_ui:
+            yield from (f.title, d.help)
+            yield from map(str, d.choices) if d.kind == "choice" else to_translate(d.allowed)
+    for p in presets.BUILT_IN:
+        yield from (p.name, p.about)
+    yield from (presets.NONE, "or null")
+
+
+def sources() -> list[Path]:
+    files = [PACKAGE / f"{name}.py" for name in SENTENCES] + [PACKAGE / "host" / "webui" / f"{n}.py" for n in HOST]
+    return [path for path in files if path.exists()]
+
+
+def texts_in(source: str) -> Iterator[set[str]]:
+    """Sentences, which are cut into pieces (a formatted value in one is a number), and texts of components, which are
+    not."""
+    sentences, whole = set(), set()
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if name in COMPONENTS:
+                arguments = [k.value for k in node.keywords if k.arg in SHOWN_AS] + node.args[:1]
+                whole |= {text for a in arguments for text in strings(a)}
+            elif name in SHOWN_BY:
+                sentences |= {text for a in node.args for text in strings(a)}
+        elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "help":  # under a component's label
+            whole |= set(strings(node.value))
+        elif isinstance(node, (ast.Return, ast.Assign)) and node.value is not None:
+            sentences |= {text for text in strings(node.value) if " " in text.strip()}
+    return ({text for text in found if "<" not in text and "=>" not in text} for found in (sentences, whole))
+
+
+def strings(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield re.sub(r"\{\w+\}", "1", node.value)
+    elif isinstance(node, ast.JoinedStr):
+        parts = (v.value if isinstance(v, ast.Constant) else "1" for v in node.values)
+        yield re.sub(r"\{\w+\}", "1", "".join(parts))
+    elif isinstance(node, (ast.IfExp, ast.BinOp, ast.Tuple, ast.List)):
+        for child in ast.iter_child_nodes(node):
+            yield from strings(child)
