@@ -21,7 +21,7 @@ def summary(plan: Plan) -> list[str]:
         steps = sum(step.freeu for step in plan.steps)
         parts.append("FreeU" if steps == n else f"FreeU in {steps} steps")
     work = plan.work(counts)
-    if work is not None:
+    if work is not None and work < 0.995:
         parts.append(f"about {100 * work:.0f} % of the work")
     return parts
 
