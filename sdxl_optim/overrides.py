@@ -10,13 +10,19 @@ from sdxl_optim.settings import Field, Path, Settings
 OFF = "off"
 PRESET: Path = ("preset",)
 
-# The words of a combination such as "freeu+cutoff 0.75+deepcache 3": technique → the field that a number sets.
-COMBINATION: dict[str, tuple[Path, Path | None]] = {
-    "freeu": (("freeu", "enabled"), ("freeu", "b1")),
-    "cutoff": (("cfg_cutoff", "enabled"), ("cfg_cutoff", "stop")),
-    "deepcache": (("deepcache", "enabled"), ("deepcache", "cache_interval")),
-    "branch": (("deepcache", "enabled"), ("deepcache", "cache_branch_id")),
-    "tiny": (("vae", "decoder"), None),
+# The words of a combination such as "freeu+cutoff 0.75+deepcache 3": what a word sets, the field that its number
+# sets, and the value that the word stands for.
+COMBINATION: dict[str, tuple[Path, Path | None, object]] = {
+    "freeu": (("freeu", "enabled"), ("freeu", "b1"), True),
+    "cutoff": (("cfg_cutoff", "enabled"), ("cfg_cutoff", "stop"), True),
+    "deepcache": (("deepcache", "enabled"), ("deepcache", "cache_interval"), True),
+    "branch": (("deepcache", "enabled"), ("deepcache", "cache_branch_id"), True),
+    "tiny": (("vae", "decoder"), None, "tiny"),
+    "tiling": (("vae", "tiling"), ("vae", "tile_size"), True),
+    "staged": (("memory", "offload"), ("memory", "budget"), "staged"),
+    "model": (("memory", "offload"), None, "model"),
+    "sequential": (("memory", "offload"), None, "sequential"),
+    "fp8": (("memory", "weights"), None, "fp8"),
 }
 
 
@@ -45,17 +51,16 @@ def switch_of(field: Field) -> Path | None:
 def read_combination(text: str) -> dict[Path, object]:
     """The changes that a combination means, "stock" or "off" being none of all. Raises SettingsError."""
     allowed = "stock, or names joined by +, each with its number or none: " + ", ".join(COMBINATION)
-    changes: dict[Path, object] = {switch: False for switch, _ in COMBINATION.values() if switch[-1] == "enabled"}
-    changes["vae", "decoder"] = "host"
+    by_path = {f.path: f for f in declared.fields()}
+    changes: dict[Path, object] = {path: by_path[path].declaration.default for path, _, _ in COMBINATION.values()}
     if text.strip().lower() in ("stock", OFF):
         return changes
-    by_path = {f.path: f for f in declared.fields()}
     for part in text.split("+"):
         name, _, number = part.strip().partition(" ")
         if name not in COMBINATION or (number and COMBINATION[name][1] is None):
             raise SettingsError("combination", text, allowed)
-        switch, parameter = COMBINATION[name]
-        changes[switch] = "tiny" if name == "tiny" else True
+        path, parameter, value = COMBINATION[name]
+        changes[path] = value
         if number:
             changes[parameter] = by_path[parameter].declaration.read(by_path[parameter].name, number)
     return changes

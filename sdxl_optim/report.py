@@ -64,6 +64,14 @@ class PassReport:
         return parts
 
 
+@dataclass(frozen=True)
+class Peak:
+    """Of a stage, in bytes: what tensors took, and what torch held for them."""
+
+    allocated: int
+    reserved: int
+
+
 @dataclass
 class JobReport:
     """One request: its passes by iteration, and what concerns all of them."""
@@ -73,6 +81,19 @@ class JobReport:
     decoder: str | None = None
     seconds: float = 0.0
     compared: str | None = None  # its time, held against another run's
+    vae: list[str] = field(default_factory=list)  # what it did, in a few words each
+    memory: list[str] = field(default_factory=list)  # where the weights were, likewise
+    peaks: dict[str, Peak] = field(default_factory=dict)  # by stage, in their order
+
+    def add_peak(self, stage: str, allocated: int, reserved: int) -> None:
+        """A stage's peak in bytes; of a stage that comes again, the higher one counts."""
+        before = self.peaks.get(stage, Peak(0, 0))
+        self.peaks[stage] = Peak(max(before.allocated, allocated), max(before.reserved, reserved))
+
+    @property
+    def peak_stage(self) -> str | None:
+        """The stage that set the peak of what was allocated."""
+        return max(self.peaks, key=lambda stage: self.peaks[stage].allocated, default=None)
 
     def add_pass(self, iteration: int, report: PassReport) -> None:
         self.passes.setdefault(iteration, []).append(report)
@@ -111,4 +132,21 @@ class JobReport:
             lines.append(words("decoded by {decoder}", decoder=self.decoder))
         if self.compared:
             lines.append(self.compared)
+        for facts in (self.vae, self.memory):
+            if facts:
+                lines.append(joined(facts, by=", "))
+        if self.peaks:
+            lines.append(self._peaks())
         return lines + [str(note) for note in self.all_notes()]
+
+    def _peaks(self) -> str:
+        each = [
+            words("{stage} {allocated} ({reserved}) GB", stage=stage, allocated=_gb(p.allocated), reserved=_gb(p.reserved))
+            for stage, p in self.peaks.items()
+        ]
+        head = "peak memory, allocated (reserved): "
+        return joined([head, joined(each, by=", "), "; ", words("set by {stage}", stage=self.peak_stage)])
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.2f}"

@@ -175,8 +175,19 @@ class Vae:
         "decoder",
         "Tiny decodes many times faster in far less memory, with softer fine detail.",
     )
-    precision: str = choice("host", ("host",), "precision", "The WebUI's own.", in_ui=False)
-    tiling: bool = choice(False, (False,), "tiling", "Not available yet.", in_ui=False)
+    precision: str = choice(
+        "host",
+        ("host", "auto", "fp16", "bf16", "fp32"),
+        "precision",
+        "Auto is bf16 where the card has it, else fp16 with an fp16-fix VAE, else fp32. Whatever is chosen here, a NaN is"
+        " computed again in a safer one.",
+    )
+    tiling: bool = toggle(
+        False, "tiling", "Decodes and encodes large pictures in tiles, in a fraction of the memory and somewhat slower."
+    )
+    tile_size: int = slider(
+        512, 256, 2048, 64, "tile size", "In pixels. Larger tiles take more memory and differ less from the whole."
+    )
 
 
 @dataclass(frozen=True)
@@ -192,8 +203,21 @@ class Backend:
 class Memory:
     """Where the weights lie."""
 
-    offload: str = choice("host", ("host",), "offload", "The WebUI's own.", in_ui=False)
-    weights: str = choice("host", ("host",), "weights", "The WebUI's own.", in_ui=False)
+    offload: str = choice(
+        "host",
+        ("host", "staged", "model", "sequential"),
+        "offload",
+        "Weights wait in main memory while they are not needed. Staged keeps the UNet where it fits, model keeps one"
+        " part at a time, sequential a few layers.",
+    )
+    budget: float = slider(
+        0.0, 0.0, 48.0, 0.1, "budget", "GB of the card that staged may fill, 0 for all that is free."
+    )
+    weights: str = choice(
+        "host", ("host", "fp8"), "weights", "fp8 halves the UNet's weights, at some cost in speed and fine detail."
+    )
+    cudnn_tf32: str = choice("host", ("host", "on", "off"), "cuDNN TF32", "Faster fp32 convolutions, less exact.")
+    matmul_tf32: str = choice("host", ("host", "on", "off"), "matmul TF32", "Faster fp32 products, less exact.")
 
 
 @dataclass(frozen=True)

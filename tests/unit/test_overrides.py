@@ -69,6 +69,14 @@ def test_combination():
     assert settings.vae.decoder == "tiny"
 
 
+def test_the_words_for_memory():
+    settings = overrides.apply(Settings(), overrides.read_combination("staged 5.6+fp8+tiling 256"))
+    assert (settings.memory.offload, settings.memory.budget, settings.memory.weights) == ("staged", 5.6, "fp8")
+    assert (settings.vae.tiling, settings.vae.tile_size) == (True, 256)
+    assert overrides.apply(settings, overrides.read_combination("stock")).memory.offload == "host"
+    assert overrides.apply(settings, overrides.read_combination("model")).memory.weights == "host"
+
+
 def test_the_stock_combination_switches_everything_off():
     user = from_dict({"freeu": {"enabled": True}, "vae": {"decoder": "tiny"}})
     settings = overrides.apply(user, overrides.read_combination("stock"))

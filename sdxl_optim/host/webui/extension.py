@@ -8,16 +8,19 @@ from modules import script_callbacks
 from modules.shared import opts
 from sdxl_optim import settings as declared
 from sdxl_optim.errors import SettingsError
-from sdxl_optim.host.webui import grid, infotext, options, preset_ui, references, tab, ui
+from sdxl_optim.host.webui import grid, infotext, memory, options, preset_ui, references, tab, ui
 from sdxl_optim.host.webui.api import add_api
 from sdxl_optim.host.webui.job import Job, begin_job, end_job, job_of, log, refuse_request
+from sdxl_optim.host.webui.lowvram import load_into_main_memory_if_chosen
 from sdxl_optim.host.webui.measure import measurement_of
 from sdxl_optim.host.webui.sampling import on_cfg_denoiser, watch_sampler
-from sdxl_optim.host.webui.vae import METHODS, OPTION, decode_method, why_no_tiny_decoder
+from sdxl_optim.host.webui.stages import DECODE
+from sdxl_optim.host.webui.vae import METHODS, OPTION, host_option, wants_fix, why_no_tiny_decoder
 from sdxl_optim.host.webui.xyz import WrongSettings, add_axes, with_axes
+from sdxl_optim.memory.tf32 import tf32
 from sdxl_optim.plan import Note
 from sdxl_optim.report import JobReport
-from sdxl_optim.settings import Settings
+from sdxl_optim.settings import Memory, Settings
 
 last_report: dict[str, JobReport] = {}  # by tab
 
@@ -25,6 +28,7 @@ last_report: dict[str, JobReport] = {}  # by tab
 def register_callbacks() -> None:
     _show_log()
     preset_ui.load()
+    load_into_main_memory_if_chosen()
     script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
     script_callbacks.on_before_ui(add_axes)
     script_callbacks.on_infotext_pasted(infotext.on_infotext_pasted)
@@ -61,6 +65,7 @@ def before_process(p, tab: str, args: tuple) -> None:
         last_report.pop(tab, None)
         refuse_request(p, WrongSettings(error))
         return
+    memory.withdraw(settings.memory if settings.enabled else Memory())
     grid.begin_cell(p, settings)
     if not settings.enabled:
         references.stock_begins(p)
@@ -69,6 +74,8 @@ def before_process(p, tab: str, args: tuple) -> None:
     begin_job(p, Job(settings, on_close=lambda job: _keep_report(p, tab, job)))
     if settings.steps is not None:
         p.steps = settings.steps
+    if "sd_vae" not in p.override_settings and (fix := wants_fix(settings.vae)):
+        p.override_settings = {**p.override_settings, "sd_vae": fix}
 
 
 def report_to_show(tab: str) -> JobReport | None:
@@ -101,6 +108,16 @@ def process(p) -> None:
         infotext.REFUSED: lambda p, **_: job.report.refusals(p.iteration) if job.report.result(p.iteration) else None,
     }
     _choose_decoder(p, job)
+    _offload_beside_previews(job)
+    job.undo.enter_context(tf32(job.settings.memory.cudnn_tf32, job.settings.memory.matmul_tf32))
+    job.follow_model(p)
+
+
+def _offload_beside_previews(job: Job) -> None:
+    """A preview by the full VAE would call for it from another thread, while the UNet has the card."""
+    if job.settings.memory.offload != "host" and opts.show_progress_type == "Full":
+        job.undo.enter_context(host_option("show_progress_type", "Approx NN"))
+        job.report.add_note(Note("Memory offload", "previews are by Approx NN instead of the full VAE", refused=False))
 
 
 def _choose_decoder(p, job: Job) -> None:
@@ -115,13 +132,15 @@ def _choose_decoder(p, job: Job) -> None:
     if reason:
         job.report.add_note(Note("Tiny VAE", reason))
         return
-    job.undo.enter_context(decode_method(METHODS[decoder]))
+    job.undo.enter_context(host_option(OPTION, METHODS[decoder]))
     job.report.decoder = METHODS[decoder]
     if decoder == "tiny":
         p.extra_generation_params["VAE Decoder"] = METHODS[decoder]
 
 
 def before_sampling(p) -> None:
+    if job := job_of(p):
+        job.follow_model(p)
     watch_sampler(p, job_of(p))
     if measurement := measurement_of(p):
         measurement.sampling_begins()
@@ -133,6 +152,10 @@ def post_sample(p) -> None:
 
 
 def postprocess_batch(p) -> None:
+    if job := job_of(p):
+        job.vae.tell()
+        memory.tell(job.report)
+        job.stages.ends(DECODE)
     if measurement := measurement_of(p):
         measurement.decode_ends()
 

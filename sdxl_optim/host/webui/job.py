@@ -8,6 +8,9 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
+from sdxl_optim.host.webui import memory
+from sdxl_optim.host.webui.stages import Stages
+from sdxl_optim.host.webui.vae import VaePatch
 from sdxl_optim.report import JobReport
 from sdxl_optim.settings import Settings
 
@@ -23,9 +26,17 @@ class Job:
         self.settings = settings
         self.report = JobReport()
         self.undo = ExitStack()
+        self.vae = VaePatch(settings.vae, self.report)
+        self.undo.callback(self.vae.close)
+        self.stages = Stages(self.report)
         self._on_close = on_close
         self._started = time.perf_counter()
         self._open = True
+
+    def follow_model(self, p) -> None:
+        """Another model may have been loaded: what acts on the model itself moves on to it."""
+        memory.ensure(p, self.settings, self.report)
+        self.vae.follow()
 
     def close(self) -> None:
         if not self._open:
@@ -34,6 +45,7 @@ class Job:
         try:
             self.undo.close()
         finally:
+            memory.tell(self.report)
             self.report.seconds = time.perf_counter() - self._started
             log.info("; ".join(self.report.lines()) or "nothing was sampled")
             self._on_close(self)

@@ -13,7 +13,7 @@ from modules import devices, launch_utils, shared
 from modules.shared import opts
 from sdxl_optim.bench.results import Row
 from sdxl_optim.host.webui.job import Job
-from sdxl_optim.host.webui.peaks import keep_peaks
+from sdxl_optim.host.webui.peaks import HighWater
 from sdxl_optim.schedule import Counts
 
 ATTRIBUTE = "sdxl_optim_measurement"
@@ -29,7 +29,7 @@ class Measurement:
         self.counts = Counts()
         self._sampling = self._decode = 0.0
         self._lap: float | None = None
-        _reset_peaks()
+        self._peaks = HighWater(devices.device, shared.mem_mon).start() if _on_cuda() else None
         self._began = _now()
         setattr(p, ATTRIBUTE, self)
 
@@ -63,7 +63,7 @@ class Measurement:
         calls = counts.calls
         first = (p.sd_model_name, p.width, p.height, p.batch_size) not in _known
         _known.add((p.sd_model_name, p.width, p.height, p.batch_size))
-        allocated, reserved = _peaks()
+        allocated, reserved = self._peaks.read() if self._peaks else (None, None)
         return Row(
             **{
                 "prompt": p.all_prompts[0],
@@ -120,16 +120,3 @@ def _now() -> float:
     if _on_cuda():
         torch.cuda.synchronize(devices.device)
     return time.perf_counter()
-
-
-def _peaks() -> tuple[int | None, int | None]:
-    if not _on_cuda():
-        return None, None
-    return torch.cuda.max_memory_allocated(devices.device), torch.cuda.max_memory_reserved(devices.device)
-
-
-def _reset_peaks() -> None:
-    if _on_cuda():
-        if shared.mem_mon.run_flag.is_set():
-            keep_peaks(shared.mem_mon, torch.cuda.memory_stats(devices.device))
-        torch.cuda.reset_peak_memory_stats(devices.device)

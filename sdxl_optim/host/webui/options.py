@@ -13,6 +13,7 @@ from modules.options import OptionInfo
 from modules.shared import opts
 
 SECTION = ("sdxl_optim", "SDXL Optim")
+LOAD = "sdxl_optim_load_into_main_memory"
 MEASURE, NUMBERS, REFERENCE = "sdxl_optim_grid_report", "sdxl_optim_grid_numbers", "sdxl_optim_grid_reference"
 FOLDER, REPORT, LOG = "sdxl_optim_folder", "sdxl_optim_report", "sdxl_optim_log"
 EVERY_RUN, WARNINGS = "a line for every run", "warnings alone"
@@ -38,6 +39,11 @@ OPTIONS = {
     ),
     FOLDER: Option(
         "", "Folder of reports and benchmarks", "empty: beside the grids; to be seen in the tab, inside the WebUI's"
+    ),
+    LOAD: Option(
+        False,
+        "Load SDXL checkpoints into main memory",
+        "for cards that can't hold a whole one: as --medvram-sdxl, from the next start on; offload takes over from it",
     ),
     REPORT: Option(True, "Show what ran last at the foot of the accordion", "it is in the infotext in any case"),
     LOG: Option(EVERY_RUN, "In the console", "of this extension", (EVERY_RUN, WARNINGS)),

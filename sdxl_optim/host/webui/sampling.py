@@ -14,9 +14,10 @@ from modules.shared import opts
 from sdxl_optim.calibration import find as find_calibration
 from sdxl_optim.calibration import timestep_of
 from sdxl_optim.errors import Unsupported
-from sdxl_optim.host.webui.job import Job
+from sdxl_optim.host.webui.job import Job, job_of
 from sdxl_optim.host.webui.measure import measurement_of
 from sdxl_optim.host.webui.rehearsal import rehearse
+from sdxl_optim.host.webui.stages import DENOISE, ENCODE, UPSCALE
 from sdxl_optim.layout import read_layout
 from sdxl_optim.patches.attribute import replaced
 from sdxl_optim.patches.freeu import freeu_stages
@@ -78,6 +79,7 @@ def _running(p, sampler, job: Job, steps: int, func) -> Iterator[None]:
     settings = job.settings.for_hires() if p.is_hr_pass else job.settings
     plan = make_plan(settings, gather_facts(p, sampler, settings, steps, func))
     run = Run(plan, pass_name(p))
+    job.stages.ends(UPSCALE if p.is_hr_pass else ENCODE)
     job.report.add_pass(p.iteration, run.report)
     _active.append(run)
     setattr(sampler, RUN, run)
@@ -88,6 +90,7 @@ def _running(p, sampler, job: Job, steps: int, func) -> Iterator[None]:
     finally:
         delattr(sampler, RUN)
         _active.remove(run)
+        job.stages.ends(DENOISE)
 
 
 # --- before the loop
@@ -229,7 +232,7 @@ def on_cfg_denoiser(params) -> None:
         if _active:  # somebody samples inside a generation of ours, out of our sight
             _active[-1].step = None
         return
-    _follow_model(run)
+    _follow_model(run, denoiser.p)
 
     rows, cond_rows = params.x.shape[0], params.text_cond.shape[0]
     host_skips = _host_skips_now(denoiser, params)
@@ -249,12 +252,14 @@ def _count_stock(denoiser, params) -> None:
         measurement.count(params.x.shape[0] - skipped)
 
 
-def _follow_model(run: Run) -> None:
+def _follow_model(run: Run, p) -> None:
     """Attach to the model that will answer: the first, or the refiner after the switch (perhaps in the same UNet
     object)."""
     model = shared.sd_model
     key = (model.model.diffusion_model, model.sd_checkpoint_info.filename)
     if run.attached_to != key:
+        if job := job_of(p):
+            job.follow_model(p)
         run.attach(model.model.diffusion_model, key)
 
 

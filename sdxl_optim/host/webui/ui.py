@@ -69,6 +69,7 @@ def build(elem_id, page: Page) -> Accordion:
             techniques()
         with FormRow():
             add("vae", "decoder")
+        _vae_and_memory(add, elem_id)
         with gr.Accordion("Hires fix pass", open=False, elem_id=elem_id("hires")):
             with FormRow():
                 add("hires", "mode")
@@ -98,6 +99,18 @@ def build(elem_id, page: Page) -> Accordion:
         report,
     )
     return page.accordion
+
+
+def _vae_and_memory(add: Callable, elem_id) -> None:
+    with FormRow():
+        add("vae", "precision")
+    with add("vae", "tiling"):
+        add("vae", "tile_size")
+    with gr.Accordion("Memory", open=False, elem_id=elem_id("memory_section")):
+        for names in (("offload", "budget"), ("weights",), ("cudnn_tf32", "matmul_tf32")):
+            with FormRow():
+                for name in names:
+                    add("memory", name)
 
 
 def _tiny_decoder_file(elem_id) -> None:

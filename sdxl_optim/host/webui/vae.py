@@ -1,19 +1,22 @@
-"""Which VAE decodes: the host's own option, set for one job and put back."""
+"""Which VAE decodes, and how: the host's own options, set for one job and put back, and the VAE's patch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.error import URLError
 
 import torch
 from safetensors.torch import load_file
 
-from modules import paths_internal, sd_vae_taesd, shared
+from modules import devices, paths_internal, sd_vae, sd_vae_taesd, shared
 from modules.shared import opts
+from sdxl_optim.ops.tiling import FACTOR
+from sdxl_optim.patches.vae import VaeReport, computes_bf16, pick_precision, vae_attached
 from sdxl_optim.plan import Note
-from sdxl_optim.settings import Settings
+from sdxl_optim.report import JobReport
+from sdxl_optim.settings import Settings, Vae
 from sdxl_optim.words import words
 
 OPTION = "sd_vae_decode_method"
@@ -82,16 +85,74 @@ def copy_decoder(source: str) -> str:
 
 
 @contextmanager
-def decode_method(method: str) -> Iterator[None]:
-    """While entered, the host decodes by `method`. Afterwards its option is as before, also where its config lacked
-    it."""
+def host_option(name: str, value) -> Iterator[None]:
+    """While entered, the host's option has this value. Afterwards it is as before, also where its config lacked it."""
     missing = object()
-    before = opts.data.get(OPTION, missing)
-    opts.set(OPTION, method, run_callbacks=False)
+    before = opts.data.get(name, missing)
+    opts.set(name, value, run_callbacks=False)
     try:
         yield
     finally:
         if before is missing:
-            opts.data.pop(OPTION, None)
+            opts.data.pop(name, None)
         else:
-            opts.data[OPTION] = before
+            opts.data[name] = before
+
+
+def fp16_fix() -> str | None:
+    """The name of a VAE made for fp16 in the host's VAE folder (sdxl_vae_fp16_fix, sdxl-vae-fp16-fix, …), or None."""
+    if sd_vae.loaded_vae_file and _is_fix(Path(sd_vae.loaded_vae_file).name):
+        return Path(sd_vae.loaded_vae_file).name
+    return next((name for name in sd_vae.vae_dict if _is_fix(name)), None)
+
+
+def _is_fix(name: str) -> bool:
+    return "fp16" in name.lower() and "fix" in name.lower()
+
+
+def wants_fix(settings: Vae) -> str | None:
+    """The VAE that the host should load for this job: auto, on a card without bf16, where there is one."""
+    if settings.precision != "auto" or devices.device.type != "cuda" or computes_bf16(devices.device):
+        return None
+    return fp16_fix() if getattr(shared.sd_model, "is_sdxl", False) else None
+
+
+class VaePatch:
+    """The settings' precision and tiles on the VAE of whichever model is at work, until closed."""
+
+    def __init__(self, settings: Vae, report: JobReport):
+        self._settings, self._report = settings, report
+        self._vae = None
+        self._seen = VaeReport()
+        self._undo = ExitStack()
+
+    @property
+    def wanted(self) -> bool:
+        return self._settings.tiling or self._settings.precision != "host"
+
+    def follow(self) -> None:
+        """Attach to the model that is loaded, if it is another one than before."""
+        vae = getattr(shared.sd_model, "first_stage_model", None)
+        if not self.wanted or vae is self._vae:
+            return
+        self._undo.close()
+        self._vae = vae
+        if not (hasattr(vae, "encoder") and hasattr(vae, "decoder")):
+            self._report.add_note(Note("VAE", "this model's VAE has no encoder and decoder that could be reached"))
+            return
+        fixed = bool(sd_vae.loaded_vae_file) and _is_fix(Path(sd_vae.loaded_vae_file).name)
+        dtype, reason = pick_precision(self._settings.precision, devices.device, fixed)
+        if reason:
+            self._report.add_note(Note("VAE precision", reason, refused=False))
+        tile = self._settings.tile_size // FACTOR if self._settings.tiling else None
+        self._undo.enter_context(vae_attached(vae.encoder, vae.decoder, dtype, tile, self._seen))
+
+    def tell(self) -> None:
+        """Put what was done so far into the report."""
+        self._report.vae = self._seen.facts()
+        for text in self._seen.retries:
+            self._report.add_note(Note("VAE", text, refused=False))
+
+    def close(self) -> None:
+        self._undo.close()
+        self.tell()

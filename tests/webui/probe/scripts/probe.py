@@ -37,7 +37,7 @@ from modules import (
 )
 
 INSTANCE = uuid.uuid4().hex
-MODULE_PLACES = ("unet", "hires", "vae", "conds")
+MODULE_PLACES = ("vae in half", "unet", "hires", "vae", "conds")
 CALLBACK_PLACES = ("cfg_denoiser", "cfg_denoised", "cfg_after_cfg")
 SCRIPT_PLACES = (
     "before_process", "process", "before_process_batch", "process_batch", "process_before_every_sampling",
@@ -123,6 +123,8 @@ class Probe:
                 self.watch.calls[-1]["blocks"][block] += 1
         elif self.faults and is_vae_decoder(module):
             return (args[0] * float("nan"), *args[1:]) if self.due("vae") else None
+        elif self.faults and args and args[0].dtype != torch.float32 and is_last_of_vae(module):
+            return (args[0] * float("nan"), *args[1:]) if self.due("vae in half") else None
         elif self.faults and isinstance(module, sd_hijack_clip.TextConditionalModel):
             self.due("conds")
         return None
@@ -164,6 +166,10 @@ def is_vae_decoder(module):
     if isinstance(module, torch.nn.Sequential):  # TAESD's; its encoder has no clamp
         return len(module) > 0 and isinstance(module[0], sd_vae_taesd.Clamp)
     return type(module).__name__ == "Decoder" and hasattr(module, "conv_out")
+
+
+def is_last_of_vae(module):
+    return module is getattr(getattr(shared.sd_model.first_stage_model, "decoder", None), "conv_out", None)
 
 
 class ProbeScript(scripts.Script):

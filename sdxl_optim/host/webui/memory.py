@@ -1,0 +1,191 @@
+"""Where the loaded model's weights lie. It stays so between requests that ask for the same, and the first request that
+does not undoes it."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from modules import devices, lowvram, sd_unet, shared
+from sdxl_optim.host.webui.lowvram import HostLowvram, loads_into_main_memory
+from sdxl_optim.host.webui.peaks import begin_anew
+from sdxl_optim.memory import fp8
+from sdxl_optim.memory.meter import Meter
+from sdxl_optim.memory.mover import TEXT, UNET, VAE, Mover
+from sdxl_optim.plan import Note
+from sdxl_optim.report import JobReport
+from sdxl_optim.settings import Memory, Settings
+
+CPU = torch.device("cpu")
+UNET_WORK = 20_000  # bytes a latent pixel and row that a call is expected to need, until it was measured
+VAE_WORK = 5_000  # bytes a pixel, in half precision
+TEXT_WORK = 150_000_000
+
+
+class HostMeter(Meter):
+    def reset(self) -> None:
+        if self.measures:
+            begin_anew(self.device, shared.mem_mon)
+
+
+class Placement:
+    """The settings' offload and fp8 on one model, until `undo`."""
+
+    def __init__(self, model, memory: Memory, notes: list[Note]):
+        """notes: what is refused is added."""
+        self.model, self.memory = model, memory
+        self.fp8 = self.mover = None
+        self._host: HostLowvram | None = None
+        self.notes = notes
+        self._loading = model._register_load_state_dict_pre_hook(self._before_load)
+        try:
+            self._place(model, memory, notes)
+        except BaseException:
+            self.undo(devices.device)
+            raise
+
+    def _place(self, model, memory: Memory, notes: list[Note]) -> None:
+        if memory.weights == "fp8" and not _refused("Memory weights", _why_no_fp8(), notes):
+            unet = model.model.diffusion_model
+            self.fp8 = fp8.Fp8Weights(unet, on_layer=forget_lora, pending=lora_pending)
+        if memory.offload != "host" and not _refused("Memory offload", _why_no_offload(model), notes):
+            self._host = HostLowvram(model) if lowvram.is_enabled(model) else None
+            self.mover = Mover(_parts_of(model), devices.device, memory.offload, HostMeter(devices.device, memory.budget))
+            if devices.device.type == "cpu":
+                notes.append(Note("Memory offload", "there is no GPU here, so nothing is saved", refused=False))
+
+    def undo(self, device: torch.device) -> None:
+        """The weights as they were, on `device`."""
+        self._loading.remove()
+        if self.mover is not None:
+            self.mover.close(device)
+        if self.fp8 is not None:
+            self.fp8.close(on_layer=forget_lora)
+        if self._host is not None:
+            self._host.restore()
+
+    def _before_load(self, *args) -> None:
+        """Other weights are about to be loaded into this model, which its host has moved to main memory before."""
+        global _in_place
+        if _in_place is self:
+            _in_place = None
+        self.undo(next(self.model.parameters()).device)
+
+    def prepare(self, p, settings: Settings) -> None:
+        """Before a pass of this request."""
+        if self.mover is None:
+            return
+        latents = p.width * p.height / 64
+        if getattr(p, "is_hr_pass", False):
+            latents = p.hr_upscale_to_x * p.hr_upscale_to_y / 64
+        pixels = min(latents * 64, settings.vae.tile_size**2) if settings.vae.tiling else latents * 64
+        self.mover.key = (latents, p.batch_size)
+        self.mover.guess = {
+            UNET: int(2 * p.batch_size * latents * UNET_WORK),
+            VAE: int(pixels * VAE_WORK + latents * 64 * 24),
+            TEXT: TEXT_WORK,
+        }
+
+    def facts(self) -> list[str]:
+        facts = []
+        if self.fp8 is not None:
+            facts.append(f"UNet in fp8 saves {self.fp8.bytes_saved / 1e9:.2f} GB")
+        if self.mover is not None:
+            streamed = self.mover.streamed.get(UNET, 0)
+            facts.append(f"{self.memory.offload} offload moved {self.mover.lane.moved / 1e9:.2f} GB")
+            facts += [f"{streamed / 1e9:.2f} GB of the UNet pass through at each call"] * bool(streamed)
+        return facts
+
+
+_in_place: Placement | None = None
+
+
+def _parts_of(model) -> dict[str, torch.nn.Module]:
+    text = model.conditioner if hasattr(model, "conditioner") else model.cond_stage_model
+    return {TEXT: text, UNET: model.model.diffusion_model, VAE: model.first_stage_model}
+
+
+def _refused(feature: str, reason: str | None, notes: list[Note]) -> bool:
+    if reason:
+        notes.append(Note(feature, reason))
+    return bool(reason)
+
+
+def _why_no_fp8() -> str | None:
+    if devices.fp8:
+        return "the WebUI's own fp8 storage is on"
+    if sd_unet.current_unet is not None:
+        return f"the UNet is run by {sd_unet.current_unet_option.label}"
+    return fp8.why_not()
+
+
+def _why_no_offload(model) -> str | None:
+    if lowvram.is_enabled(model) and not loads_into_main_memory():
+        return "the WebUI was started with --medvram or --lowvram, which moves the parts itself"
+    if getattr(model, "is_sd3", False):
+        return "SD 3 has other parts"
+    if sd_unet.current_unet is not None:
+        return f"the UNet is run by {sd_unet.current_unet_option.label}"
+    return None
+
+
+def withdraw(memory: Memory) -> None:
+    """A request begins: if it asks for something else than what is in place, undo that."""
+    if _in_place is not None and _in_place.memory != memory:
+        _undo()
+
+
+def _undo() -> None:
+    global _in_place
+    placement, _in_place = _in_place, None
+    model = placement.model
+    stays = model is shared.sd_model and not lowvram.is_enabled(model)
+    placement.undo(devices.device if stays else CPU)
+
+
+def ensure(p, settings: Settings, report: JobReport) -> None:
+    """The settings hold for whichever model is loaded."""
+    global _in_place
+    memory = settings.memory
+    if memory.offload == "host" and memory.weights == "host":
+        return
+    model = shared.sd_model
+    stale = _in_place is not None and _in_place.mover is not None and _in_place.mover.changed
+    if _in_place is not None and (_in_place.model is not model or _in_place.memory != memory or stale):
+        _undo()
+    if _in_place is None:
+        _in_place = Placement(model, memory, [])
+        devices.torch_gc()
+    elif _in_place.mover is not None:
+        _in_place.mover.settle()
+    for note in _in_place.notes:
+        report.add_note(note)
+    _in_place.prepare(p, settings)
+
+
+def tell(report: JobReport) -> None:
+    report.memory = _in_place.facts() if _in_place is not None else []
+
+
+# --- the host's built-in LoRA, which merges into the weights while their layers run
+
+
+def forget_lora(layer) -> None:
+    """The layer's own weights, without any LoRA: the host merges anew what it wants at the layer's next call."""
+    networks = sys.modules.get("networks")
+    if networks is None or not getattr(layer, "network_current_names", ()):
+        return
+    with torch.no_grad():
+        networks.network_restore_weights_from_backup(layer)
+    layer.network_current_names = ()
+    layer.network_weights_backup = layer.network_bias_backup = None
+
+
+def lora_pending(layer) -> bool:
+    """Whether the host will change this layer's weights at its next call."""
+    networks = sys.modules.get("networks")
+    if networks is None or getattr(layer, "network_layer_name", None) is None:
+        return False
+    wanted = tuple((n.name, n.te_multiplier, n.unet_multiplier, n.dyn_dim) for n in networks.loaded_networks)
+    return getattr(layer, "network_current_names", ()) != wanted

@@ -1,0 +1,88 @@
+"""Weights stored in float8_e4m3fn, computed with layer by layer in their own precision.
+
+Formats: https://arxiv.org/abs/2209.05433. What does not fit the format's range stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+LAYERS = (nn.Linear, nn.Conv2d)
+LARGEST = 448.0  # of float8_e4m3fn, which has no infinity
+
+
+def why_not() -> str | None:
+    """The reason why this torch can't, or None."""
+    if not hasattr(torch, "float8_e4m3fn"):
+        return f"torch {torch.__version__} has no float8_e4m3fn; 2.1 or newer has"
+    return None
+
+
+def layers_of(module: nn.Module) -> list[nn.Module]:
+    return [m for m in module.modules() if isinstance(m, LAYERS) and m.weight.is_floating_point()]
+
+
+class Fp8Weights:
+    """While open, the weights of the module's Linear and Conv2d layers are stored in 8 bits.
+
+    on_layer: called with each layer before it is first touched; what was merged into its weight must leave it there.
+    pending: whether somebody will change the layer's weight in its next call. He gets the original, and what he makes of
+    it is stored: small changes would be lost between the steps of rounded weights.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        on_layer: Callable[[nn.Module], None] = lambda layer: None,
+        pending: Callable[[nn.Module], bool] = lambda layer: False,
+    ):
+        self._pending = pending
+        self.originals: dict[nn.Module, torch.Tensor] = {}
+        self.skipped = 0
+        self._hooks = []
+        self._stored: dict[nn.Module, tuple[torch.Tensor, int]] = {}
+        for layer in layers_of(module):
+            on_layer(layer)
+            weight = layer.weight
+            if weight.dtype == torch.float8_e4m3fn or weight.data.abs().amax() > LARGEST:
+                self.skipped += 1
+                continue
+            self.originals[layer] = weight.data.to("cpu", copy=True)
+            weight.data = weight.data.to(torch.float8_e4m3fn)
+            self._hooks.append(layer.register_forward_pre_hook(self._before))
+            self._hooks.append(layer.register_forward_hook(self._after, always_call=True))
+
+    @property
+    def bytes_saved(self) -> int:
+        return sum(w.nbytes - w.numel() for w in self.originals.values())
+
+    def close(self, on_layer: Callable[[nn.Module], None] = lambda layer: None) -> None:
+        """Each weight is again what it was, where it is now. on_layer: called with each layer afterwards."""
+        for hook in self._hooks:
+            hook.remove()
+        for layer, original in self.originals.items():
+            weight = layer.weight
+            if weight.device.type != "meta":
+                weight.data = original.to(weight.device, copy=True)
+                on_layer(layer)
+        self.originals.clear()
+
+    def _before(self, layer, args) -> None:
+        weight = layer.weight
+        if weight.dtype == torch.float8_e4m3fn:
+            stored = weight.data
+            original = self.originals[layer]
+            weight.data = original.to(stored.device, copy=True) if self._pending(layer) else stored.to(original.dtype)
+            self._stored[layer] = stored, weight._version
+
+    def _after(self, layer, args, output) -> None:
+        if layer not in self._stored:
+            return
+        stored, version = self._stored.pop(layer)
+        weight = layer.weight
+        if weight._version != version:  # LoRA has changed it
+            stored.copy_(weight.data.clamp(-LARGEST, LARGEST))
+        weight.data = stored

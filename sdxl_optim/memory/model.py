@@ -1,0 +1,13 @@
+"""Model offload: each part is on the device only while it works (as diffusers' `enable_model_cpu_offload`)."""
+
+from __future__ import annotations
+
+
+def keeps(other, part, room) -> bool:
+    """Whether `other` stays on the device while `part` comes."""
+    return False
+
+
+def resident(part, room) -> int | None:
+    """How many bytes of `part` stay on the device while it works; None for all."""
+    return None

@@ -1,0 +1,351 @@
+"""Peaks and times of the offload modes and of fp8 on one GPU: a full-size SDXL of random weights, in the ldm layout.
+
+    python tests/gpu/memory.py --out FOLDER [--seconds 150] [--tiny]
+
+A picture is: two prompts through text encoders of SDXL's size, 30 calls of the UNet with two rows in fp16 at 1024×1024,
+and a decode by a VAE of SDXL's size. No autocast, no WebUI around it. Each mode is placed once, runs several pictures,
+and is undone; pictures with everything resident are run before each, so that both see the same machine.
+GB are of 10^9 bytes, peaks are torch.cuda.max_memory_allocated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import ldm_unet  # noqa: E402
+
+from sdxl_optim.memory.fp8 import Fp8Weights  # noqa: E402
+from sdxl_optim.memory.meter import Meter  # noqa: E402
+from sdxl_optim.memory.mover import TEXT, UNET, VAE, Mover  # noqa: E402
+from sdxl_optim.patches.vae import VaeReport, vae_attached  # noqa: E402
+
+GB = 1e9
+CALLS = 30
+WORK = {UNET: 700_000_000, TEXT: 150_000_000}
+
+# name: (offload, budget in GB, fp8, tile in pixels, most GB allowed, most times the time of everything resident)
+MODES = {
+    "vram-8gb": ("staged", 6.9, False, 512, 6.9, 1.05),
+    "vram-6gb": ("staged", 5.6, False, 512, 5.6, 1.10),
+    "vram-4gb": ("staged", 3.6, True, 384, 3.6, 1.50),
+    "minimal": ("sequential", 0.7, False, 256, 0.7, None),
+    "vram-4gb without fp8": ("staged", 3.6, False, 384, 3.6, None),
+    "model": ("model", 0.0, False, None, None, None),
+    "fp8 alone": (None, 0.0, True, None, None, None),
+}
+
+
+class KeepingMeter(Meter):
+    """Remembers the peaks that `reset` would lose."""
+
+    high = 0
+
+    def reset(self):
+        self.high = max(self.high, self.peak())
+        super().reset()
+
+
+class Res(nn.Module):
+    def __init__(self, before: int, after: int):
+        super().__init__()
+        self.norm1, self.conv1 = nn.GroupNorm(32, before), nn.Conv2d(before, after, 3, padding=1)
+        self.norm2, self.conv2 = nn.GroupNorm(32, after), nn.Conv2d(after, after, 3, padding=1)
+        self.skip = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
+
+    def forward(self, x):
+        h = self.conv1(F.silu(self.norm1(x)))
+        return self.skip(x) + self.conv2(F.silu(self.norm2(h)))
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm, self.qkv, self.out = nn.GroupNorm(32, width), nn.Conv2d(width, 3 * width, 1), nn.Conv2d(width, width, 1)
+
+    def forward(self, x):
+        q, k, v = (t.flatten(2).transpose(1, 2)[:, None].contiguous() for t in self.qkv(self.norm(x)).chunk(3, 1))
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(h[:, 0].transpose(1, 2).reshape(x.shape))
+
+
+class Decoder(nn.Module):
+    """The layout of SDXL's VAE decoder: 4 latent channels → 3 colours, 8 times as high and wide."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        top = 4 * width
+        self.conv_in = nn.Conv2d(4, top, 3, padding=1)
+        self.mid = nn.Sequential(Res(top, top), Attention(top), Res(top, top))
+        levels, before = [], top
+        for i, factor in enumerate((4, 4, 2, 1)):
+            blocks = [Res(before if k == 0 else factor * width, factor * width) for k in range(3)]
+            before = factor * width
+            if i < 3:
+                blocks += [nn.Upsample(scale_factor=2), nn.Conv2d(before, before, 3, padding=1)]
+            levels.append(nn.Sequential(*blocks))
+        self.up = nn.ModuleList(levels)
+        self.norm_out, self.conv_out = nn.GroupNorm(32, before), nn.Conv2d(before, 3, 3, padding=1)
+
+    def forward(self, z):
+        h = self.mid(self.conv_in(z))
+        for level in self.up:
+            h = level(h)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+class Autoencoder(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.encoder = nn.Conv2d(3, 8, 8, stride=8)
+        self.decoder = Decoder(width)
+
+
+class Text(nn.Module):
+    def __init__(self, sizes, words: int):
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(words, width) for width, _ in sizes)
+        self.towers = nn.ModuleList(
+            nn.ModuleList(nn.TransformerEncoderLayer(w, max(w // 64, 1), 4 * w, batch_first=True) for _ in range(depth))
+            for w, depth in sizes
+        )
+
+    def forward(self, tokens):
+        results = []
+        for table, tower in zip(self.tables, self.towers, strict=True):
+            x = table(tokens)
+            for layer in tower:
+                x = layer(x)
+            results.append(x)
+        return torch.cat(results, -1)
+
+
+def sdp(self, x, context=None):
+    """CrossAttention.forward by torch's own kernels, as the WebUI runs with --opt-sdp-attention."""
+    context = x if context is None else context
+    q, k, v = (
+        t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (self.to_q(x), self.to_k(context), self.to_v(context))
+    )
+    return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Bench:
+    def __init__(self, device: str, tiny: bool, seconds: float):
+        self.device, self.tiny, self.ends = torch.device(device), tiny, time.perf_counter() + seconds
+        self.result: dict = {"modes": {}}
+        self.calls = 3 if tiny else CALLS
+        ldm_unet.CrossAttention.forward = sdp
+        config = ldm_unet.SDXL.tiny() if tiny else ldm_unet.SDXL
+        self.dtype = torch.float16 if self.device.type == "cuda" else torch.float32
+        torch.manual_seed(0)
+        torch.set_default_dtype(self.dtype)
+        with self.device:
+            unet = ldm_unet.UNetModel(config)
+            text = Text(((config.context // 2, 2),) * 2 if tiny else ((768, 12), (1280, 32)), 100 if tiny else 49408)
+            vae = Autoencoder(32 if tiny else 128)
+        torch.set_default_dtype(torch.float32)
+        unet.time_embed.register_forward_pre_hook(lambda m, args: (args[0].to(self.dtype),))
+        self.parts = {TEXT: text, UNET: unet, VAE: vae}
+        for part in self.parts.values():
+            part.eval().requires_grad_(False)
+        size = 16 if tiny else 128
+        self.inputs = ldm_unet.random_inputs(config, 2, (size, size), tokens=77)
+        for name in ("x", "context", "y"):
+            setattr(self.inputs, name, getattr(self.inputs, name).to(self.device, self.dtype))
+        self.inputs.timesteps = self.inputs.timesteps.to(self.device)
+        self.tokens = torch.randint(0, 100, (2, 77), device=self.device)
+        self.meter: KeepingMeter | None = None
+
+    def left(self) -> float:
+        return self.ends - time.perf_counter()
+
+    @torch.no_grad()
+    def picture(self):
+        """Returns (latents, picture)."""
+        context = self.parts[TEXT](self.tokens)
+        x, t, _, y = self.inputs.args
+        out = x
+        for _ in range(self.calls):
+            out = self.parts[UNET](x + 0.01 * out.clamp(-3, 3), t, context, y)
+        return out, self.parts[VAE].decoder(out[:1])
+
+    def timed(self, count: int) -> list[float]:
+        times = []
+        for _ in range(count):
+            self.wait()
+            began = time.perf_counter()
+            self.picture()
+            self.wait()
+            times.append(time.perf_counter() - began)
+        return times
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def peak(self, f) -> float:
+        """The peak of `f()` in GB."""
+        if self.device.type != "cuda":
+            f()
+            return 0.0
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        if self.meter:
+            self.meter.high = 0
+        f()
+        self.wait()
+        return max(torch.cuda.max_memory_allocated(), self.meter.high if self.meter else 0) / GB
+
+    @contextlib.contextmanager
+    def placed(self, offload, budget, fp8, tile, limit=None, ratio=None):
+        with contextlib.ExitStack() as stack:
+            vae = self.parts[VAE]
+            if tile:
+                small = 8 if self.tiny else tile // 8
+                stack.enter_context(vae_attached(vae.encoder, vae.decoder, None, small, VaeReport()))
+            if fp8:
+                stack.callback(Fp8Weights(self.parts[UNET]).close)
+            if offload:
+                self.meter = KeepingMeter(self.device, budget)
+                pixels = min(tile or 1024, 1024) ** 2
+                mover = Mover(self.parts, self.device, offload, self.meter, {**WORK, VAE: pixels * 3000})
+                stack.callback(mover.close)
+                mover.key = pixels
+                yield mover
+                self.meter = None
+            else:
+                yield None
+
+    def mode(self, name: str) -> None:
+        setup = MODES[name]
+        limit, allowed = setup[4:]
+        row: dict = {"offload": setup[0], "budget_gb": setup[1], "fp8": setup[2], "tile": setup[3]}
+        resident = self.timed(3)[1:]
+        with torch.no_grad():
+            expected = self.picture()[0].clone()
+        with self.placed(*setup) as mover:
+            self.picture()
+            before = mover.lane.moved if mover else 0
+            made = self.picture()[0]
+            row["moved_gb_a_picture"] = (mover.lane.moved - before) / GB if mover else 0.0
+            row["same_latents"] = bool(torch.equal(made, expected))
+            del made
+            row["peak_gb"] = self.peak(self.picture)
+            times = self.timed(3)
+            row["streamed_gb_a_call"] = mover.streamed.get(UNET, 0) / GB if mover else 0.0
+            if setup[0] == "sequential" and mover:
+                row["copy_seconds"] = row["moved_gb_a_picture"] * GB / self.bandwidth(mover)
+            if limit and self.device.type == "cuda":
+                row |= self.capped(limit)
+        row["seconds"], row["resident_seconds"] = statistics.median(times), statistics.median(resident)
+        row["ratio"] = row["seconds"] / row["resident_seconds"]
+        row["max_gb"], row["max_ratio"] = limit, allowed
+        with torch.no_grad():
+            row["undone"] = bool(torch.equal(self.picture()[0], expected))
+        self.result["modes"][name] = row
+        sys.stderr.write(f"{name}: {row}\n")
+
+    def bandwidth(self, mover) -> float:
+        """Bytes a second from the pieces' own main memory, in one go and nothing else."""
+        pieces = mover.parts[UNET].pieces
+        buffer = torch.empty(max(p.nbytes for p in pieces), dtype=torch.uint8, device=self.device)
+        self.wait()
+        began = time.perf_counter()
+        for piece in pieces:
+            buffer[: piece.nbytes].copy_(piece.home, non_blocking=True)
+        self.wait()
+        return sum(p.nbytes for p in pieces) / (time.perf_counter() - began)
+
+    def capped(self, limit: float) -> dict:
+        """Up to ten pictures in a row where torch may hold no more than `limit` in all, caches included."""
+        torch.cuda.empty_cache()
+        total = torch.cuda.get_device_properties(self.device).total_memory
+        torch.cuda.set_per_process_memory_fraction(limit * GB / total)
+        done = 0
+        try:
+            for seed in range(10):
+                if self.left() < 20:
+                    break
+                self.tokens.copy_(torch.randint(0, 100, (2, 77), generator=torch.Generator().manual_seed(seed)))
+                self.picture()
+                done += 1
+            return {"pictures_under_cap": done, "out_of_memory": False}
+        except torch.cuda.OutOfMemoryError as error:
+            return {"pictures_under_cap": done, "out_of_memory": str(error).splitlines()[0][:200]}
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+
+    @torch.no_grad()
+    def tiled_decode(self) -> None:
+        """4096×4096 pixels in tiles of 512, and how 1024×1024 in tiles compares with the whole (random weights)."""
+        vae, row = self.parts[VAE], {}
+        torch.manual_seed(1)
+        z = torch.randn(1, 4, *((16, 16) if self.tiny else (128, 128)), device=self.device, dtype=self.dtype)
+        whole = vae.decoder(z)
+        large = torch.randn(1, 4, *((40, 40) if self.tiny else (512, 512)), device=self.device, dtype=self.dtype)
+        for tile in (64, 96):
+            with vae_attached(vae.encoder, vae.decoder, None, 8 if self.tiny else tile, VaeReport()):
+                row[f"mean_difference_{tile * 8}"] = float((vae.decoder(z) - whole).abs().mean() / whole.std())
+                if tile == 64:
+                    del whole
+                    base = torch.cuda.memory_allocated() / GB if self.device.type == "cuda" else 0.0
+                    began = time.perf_counter()
+                    row["peak_beyond_weights_gb"] = self.peak(lambda: vae.decoder(large)) - base
+                    row["seconds"] = time.perf_counter() - began
+                    whole = vae.decoder(z)
+        self.result["decode_4096"] = row
+
+    def table(self) -> str:
+        lines = [f"{'mode':22} {'peak GB':>8} {'≤':>5} {'ratio':>6} {'≤':>5} {'moved GB':>9} {'same':>5} {'cap':>9}"]
+        for name, r in self.result["modes"].items():
+            cap = "" if "out_of_memory" not in r else "OOM" if r["out_of_memory"] else f"{r['pictures_under_cap']} ok"
+            lines.append(
+                f"{name:22} {r['peak_gb']:8.2f} {r['max_gb'] or '':>5} {r['ratio']:6.2f} {r['max_ratio'] or '':>5} "
+                f"{r['moved_gb_a_picture']:9.2f} {r['same_latents']!s:>5} {cap:>9}"
+            )
+            if "copy_seconds" in r:
+                lines.append(f"{'':22} {r['seconds'] / r['copy_seconds']:.2f} times what the copies alone take")
+        lines += [f"resident: {self.result.get('resident_peak_gb', 0):.2f} GB", f"{self.result.get('decode_4096')}"]
+        return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=150.0)
+    parser.add_argument("--tiny", action="store_true")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    bench = Bench("cuda" if torch.cuda.is_available() else "cpu", args.tiny, args.seconds)
+    on_cuda = bench.device.type == "cuda"
+    bench.result |= {"device": torch.cuda.get_device_name() if on_cuda else "cpu", "torch": torch.__version__}
+    bench.picture()
+    bench.result["resident_peak_gb"] = bench.peak(bench.picture)
+    for section in (*list(MODES)[:4], "decode", *list(MODES)[4:]):
+        if bench.left() < 22:
+            sys.stderr.write(f"{section}: left out, the time is over\n")
+            continue
+        try:
+            bench.tiled_decode() if section == "decode" else bench.mode(section)
+        except Exception as error:  # the other sections' figures are worth having
+            bench.result.setdefault("errors", {})[section] = f"{type(error).__name__}: {error}"[:500]
+            sys.stderr.write(f"{section}: {type(error).__name__}: {error}\n")
+            bench.meter = None
+        (args.out / "memory.json").write_text(json.dumps(bench.result, indent=1), encoding="utf-8")
+    sys.stdout.write(bench.table() + "\n")
+
+
+if __name__ == "__main__":
+    main()

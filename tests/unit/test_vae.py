@@ -1,0 +1,166 @@
+"""The VAE in another precision and in tiles, and a NaN that never gets through."""
+
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from skimage.metrics import structural_similarity
+
+from sdxl_optim.demo_model import data, write_diffusers
+from sdxl_optim.host.diffusers.vae import vae_as_asked
+from sdxl_optim.patches.vae import VaeReport, computes_bf16, computing_in, pick_precision, vae_attached
+from sdxl_optim.report import JobReport
+from sdxl_optim.settings import Vae
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory):
+    """The demo model's, which is trained."""
+    folder = tmp_path_factory.mktemp("demo-model")
+    write_diffusers(folder)
+    return AutoencoderKL.from_pretrained(folder / "vae").eval()
+
+
+def state_of(module) -> dict:
+    return {name: (t.dtype, t.data_ptr(), t.clone()) for name, t in module.state_dict().items()}
+
+
+def same_state(module, before: dict) -> bool:
+    after = module.state_dict()
+    return all(
+        after[name].dtype == dtype and after[name].data_ptr() == place and torch.equal(after[name], value)
+        for name, (dtype, place, value) in before.items()
+    )
+
+
+@pytest.fixture(scope="module")
+def picture():
+    """[1, 3, 256, 256], a picture such as the VAE was trained on."""
+    rng = random.Random(0)
+    rows, _ = data.rasterise(data.sample_scene(rng), rng)
+    return data.render(torch.as_tensor(rows).float()[None]).float() * 2 - 1
+
+
+@torch.no_grad()
+def test_tiles_of_a_trained_vae_look_as_the_whole(vae, picture):
+    """Its group norms have one channel a group, so tiles differ more from the whole than SDXL's."""
+    z = vae.encode(picture).latent_dist.mode()
+    whole = vae.decode(z).sample
+    report = VaeReport()
+    with vae_attached(vae.encoder, vae.decoder, None, 24, report):
+        tiled = vae.decode(z).sample
+        tiled_z = vae.encode(picture).latent_dist.mode()
+    assert report.tiles == 2 * 4
+    assert ssim(whole, tiled) >= 0.95
+    assert ssim(whole, vae.decode(tiled_z).sample) >= 0.95
+    assert torch.equal(vae.decode(z).sample, whole)
+
+
+def ssim(a: torch.Tensor, b: torch.Tensor) -> float:
+    a, b = (((t[0].permute(1, 2, 0).clamp(-1, 1) + 1) * 127.5).numpy().astype(np.uint8) for t in (a, b))
+    return structural_similarity(a, b, channel_axis=2)
+
+
+@torch.no_grad()
+def test_another_precision_leaves_the_weights_as_they_were(vae):
+    before, z, report = state_of(vae), torch.randn(1, 4, 8, 8), VaeReport()
+    with vae_attached(vae.encoder, vae.decoder, torch.bfloat16, None, report):
+        out = vae.decode(z).sample
+        assert out.dtype == torch.bfloat16
+        assert vae.encode(out.float()).latent_dist.mode().dtype == torch.float32
+        assert same_state(vae, before)
+    assert report.facts() == ["VAE in bf16"]
+    assert same_state(vae, before)
+    assert "forward" not in vars(vae.decoder)
+
+
+@torch.no_grad()
+def test_a_nan_is_decoded_again_and_said_once(vae):
+    z, report = torch.randn(1, 4, 8, 8), VaeReport()
+    right = vae.decode(z).sample
+    hook = vae.decoder.conv_out.register_forward_hook(spoil_half)
+    try:
+        with vae_attached(vae.encoder, vae.decoder, torch.bfloat16, None, report):
+            for _ in range(2):
+                assert torch.equal(vae.decode(z).sample, right)
+    finally:
+        hook.remove()
+    assert report.retries == ["bf16 gave a NaN; computed again in fp32"]
+    assert report.precision == "fp32"
+
+
+def spoil_half(module, args, out):
+    """What an overflow leaves: one infinity, far from the corner."""
+    if out.dtype != torch.float32:
+        out[0, 1, 5, 7] = float("inf")
+    return out
+
+
+@torch.no_grad()
+def test_an_encoder_nan_is_encoded_again(vae, picture):
+    right, report = vae.encode(picture).latent_dist.mode(), VaeReport()
+    hook = vae.encoder.conv_out.register_forward_hook(spoil_half)
+    try:
+        with vae_attached(vae.encoder, vae.decoder, torch.bfloat16, 32, report):
+            assert vae.encode(picture).latent_dist.mode().isfinite().all()
+        with vae_attached(vae.encoder, vae.decoder, torch.bfloat16, None, report):
+            assert torch.equal(vae.encode(picture).latent_dist.mode(), right)
+    finally:
+        hook.remove()
+    assert len(report.retries) == 1
+
+
+@torch.no_grad()
+def test_an_error_leaves_no_trace(vae):
+    before = state_of(vae)
+    hook = vae.decoder.conv_out.register_forward_hook(lambda *_: 1 / 0)
+    try:
+        with pytest.raises(ZeroDivisionError), vae_attached(vae.encoder, vae.decoder, torch.bfloat16, 8, VaeReport()):
+            vae.decode(torch.randn(1, 4, 16, 16))
+    finally:
+        hook.remove()
+    assert same_state(vae, before)
+    assert "forward" not in vars(vae.decoder)
+
+
+def test_precision_goes_with_the_device(monkeypatch):
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    assert pick_precision("auto", cuda) == (torch.bfloat16, None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert not computes_bf16(cuda)
+    assert pick_precision("auto", cuda) == (torch.float32, None)
+    assert pick_precision("auto", cuda, has_fix=True) == (torch.float16, None)
+    assert pick_precision("auto", CPU, has_fix=True) == (torch.float32, None)
+    assert pick_precision("host", CPU) == (None, None)
+    dtype, reason = pick_precision("fp16", CPU)
+    assert dtype == torch.float32
+    assert "CPU" in reason
+
+
+def test_computing_in_keeps_integers(vae):
+    module = torch.nn.BatchNorm2d(2)
+    with computing_in(module, torch.bfloat16):
+        assert module.num_batches_tracked.dtype == torch.int64
+        assert module.weight.dtype == module.running_mean.dtype == torch.bfloat16
+    assert module.weight.dtype == torch.float32
+
+
+def ways_of(vae) -> tuple:
+    return vae.use_slicing, vae.use_tiling, vae.tile_sample_min_size, vae.tile_latent_min_size
+
+
+def test_diffusers_tiles_and_slices_and_forgets_it(vae):
+    pipe = SimpleNamespace(vae=vae)
+    before, job = ways_of(vae), JobReport()
+    with vae_as_asked(SimpleNamespace(base=pipe, refiner=pipe), Vae(precision="bf16", tiling=True, tile_size=256), job):
+        assert ways_of(vae) == (True, True, 256, 32)
+        with torch.no_grad():
+            assert vae.decode(torch.randn(2, 4, 8, 40)).sample.dtype == torch.bfloat16
+    assert ways_of(vae) == before
+    assert job.vae == ["VAE in bf16", "tiles of 256"]

@@ -1,0 +1,160 @@
+"""Where the weights are: each mode with everything else, and afterwards nothing of it."""
+
+import numpy as np
+import pytest
+
+from .live import CUTOFF, DEEPCACHE, FREEU, HIRES, SMALLER, TINY, error_of, notes
+from .test_techniques import noise
+
+OFFLOADS = ("staged", "model", "sequential")
+LORA = {"prompt": "a fox <lora:tiny-lora:1>"}
+REFINER = {"refiner_checkpoint": "tiny-sdxl-refiner.safetensors", "refiner_switch_at": 0.5}
+FP8 = {"memory": {"weights": "fp8"}}
+
+
+def offload(mode: str, **more) -> dict:
+    return {"memory": {"offload": mode, **more}}
+
+
+@pytest.fixture
+def case(case):
+    """Before and after, with no LoRA in force, every weight is the same, in its dtype and on its device."""
+    case.counts = False
+    case.txt2img(**SMALLER)
+    before = case.get("/probe/checksum")
+    yield case
+    case.post("/probe/off")
+    case.txt2img(**SMALLER)
+    assert case.get("/probe/checksum") == before
+
+
+def picture(case, script, **request):
+    return case.txt2img(script, **{**SMALLER, **request})[0].pixels
+
+
+def equal(a, b) -> bool:
+    return np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("mode", OFFLOADS)
+def test_the_picture_is_the_same_and_stays_so(case, mode):
+    stock = picture(case, None)
+    for _ in range(2):
+        assert equal(picture(case, offload(mode)), stock)
+    made = case.txt2img(offload(mode), **SMALLER)[0]
+    assert "there is no GPU here" in notes(made)
+
+
+REQUESTS = {
+    "hires": HIRES,
+    "hires by pixels": {**HIRES, "hr_upscaler": "Lanczos"},
+    "lora": LORA,
+    "refiner": REFINER,
+    "batches": {"batch_size": 2, "n_iter": 2},
+}
+
+
+@pytest.mark.parametrize("mode", OFFLOADS)
+@pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
+def test_with_what_the_host_offers(case, mode, request_):
+    stock = picture(case, None, **request_)
+    assert equal(picture(case, offload(mode), **request_), stock)
+
+
+@pytest.mark.parametrize("mode", OFFLOADS)
+@pytest.mark.parametrize("mask", [None, np.pad(np.full((32, 32), 255, np.uint8), 16)], ids=["img2img", "inpainting"])
+def test_img2img(case, mode, mask):
+    image = noise()[:64, :64]
+    stock = case.img2img(image, None, mask=mask, **SMALLER)[0].pixels
+    assert equal(case.img2img(image, offload(mode), mask=mask, **SMALLER)[0].pixels, stock)
+
+
+def test_with_every_technique(case):
+    script = {**FREEU, **CUTOFF, **DEEPCACHE, **TINY}
+    made = picture(case, script)
+    for mode in OFFLOADS:
+        assert equal(picture(case, {**script, **offload(mode)}), made)
+
+
+@pytest.mark.parametrize("mode", OFFLOADS)
+def test_a_checkpoint_is_switched_while_it_is_in_place(case, mode):
+    picture(case, offload(mode))
+    case.options(sd_model_checkpoint="tiny-sdxl-b.ckpt")
+    other = picture(case, offload(mode))
+    assert equal(picture(case, None), other)
+    picture(case, offload(mode))
+    case.options(sd_model_checkpoint="tiny-sd15.safetensors")
+    assert equal(picture(case, offload(mode)), picture(case, None))
+
+
+@pytest.mark.parametrize("mode", OFFLOADS)
+@pytest.mark.parametrize(("where", "kind", "after"), [("unet", "runtime", 5), ("unet", "interrupt", 5), ("vae", "oom", 0)])
+def test_whatever_ends_it(case, mode, where, kind, after):
+    stock = picture(case, None)
+    case.fault(where, kind, after=after)
+    if kind == "interrupt":
+        picture(case, offload(mode))
+    else:
+        assert "probe fault" in str(error_of(lambda: picture(case, offload(mode))))
+    assert equal(picture(case, offload(mode)), stock)
+
+
+def test_fp8_with_lora_and_off_one_after_the_other(case):
+    plain, with_lora = picture(case, None), picture(case, None, **LORA)
+    low = picture(case, FP8)
+    low_lora = picture(case, FP8, **LORA)
+    assert not equal(low, plain)
+    assert not equal(low_lora, low)
+    assert equal(picture(case, FP8), low)
+    picture(case, FP8, **LORA)
+    assert equal(picture(case, None, **LORA), with_lora)  # fp8 off, LoRA still on
+    assert equal(picture(case, None), plain)
+    picture(case, None, **LORA)
+    assert equal(picture(case, FP8, **LORA), low_lora)  # on while LoRA is merged
+
+
+def test_fp8_with_offload_and_a_refiner(case):
+    low, refined = picture(case, FP8), picture(case, FP8, **REFINER)
+    for mode in OFFLOADS:
+        both = {"memory": {"offload": mode, "weights": "fp8"}}
+        assert equal(picture(case, both), low)
+        assert equal(picture(case, both, **REFINER), refined)
+        assert equal(picture(case, both), low)
+
+
+@pytest.mark.parametrize("script", [FP8, offload("sequential")], ids=["fp8", "sequential"])
+def test_fp8_and_an_error(case, script):
+    expected = picture(case, script)
+    case.fault("unet", "runtime", after=5)
+    error_of(lambda: picture(case, script))
+    assert equal(picture(case, script), expected)
+
+
+# --- the VAE
+
+
+def test_a_nan_of_the_vae_is_decoded_again(case):
+    right = picture(case, {"vae": {"precision": "fp32"}})
+    assert equal(right, picture(case, None))
+    for tiling in (False, True):
+        case.fault("vae in half", "nans")
+        made = case.txt2img({"vae": {"precision": "bf16", "tiling": tiling}}, **SMALLER)[0]
+        assert notes(made).count("gave a NaN") == 1
+        assert case.post("/probe/off") == {"unspent_faults": 0}
+        assert equal(made.pixels, right)
+
+
+def test_tiles(case):
+    wide = {"width": 512, "height": 256, "steps": 2}
+    script = {"vae": {"tiling": True, "tile_size": 256}}
+    whole, tiled = (case.txt2img(s, **wide)[0].pixels for s in (None, script))
+    assert tiled.shape == whole.shape == (256, 512, 3)
+    assert not equal(tiled, whole)
+    assert equal(picture(case, script), picture(case, None))  # which is smaller than a tile
+    image = np.tile(noise(), (2, 4, 1))[:256, :512]
+    case.img2img(image, script, **wide)
+
+
+def test_precision_is_refused_by_name(case):
+    made = case.txt2img({"vae": {"precision": "fp16"}}, **SMALLER)[0]
+    assert "the CPU does not compute in fp16" in notes(made)
