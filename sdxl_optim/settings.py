@@ -179,8 +179,8 @@ class Vae:
         "host",
         ("host", "auto", "fp16", "bf16", "fp32"),
         "precision",
-        "Auto is bf16 where the card has it, else fp16 with an fp16-fix VAE, else fp32. Whatever is chosen here, a NaN is"
-        " computed again in a safer one.",
+        "Auto is bf16 where the card has it, else fp16 with an fp16-fix VAE, else fp32. Whatever is chosen here, a NaN"
+        " is computed again in a safer one.",
     )
     tiling: bool = toggle(
         False, "tiling", "Decodes and encodes large pictures in tiles, in a fraction of the memory and somewhat slower."

@@ -29,8 +29,8 @@ class Fp8Weights:
     """While open, the weights of the module's Linear and Conv2d layers are stored in 8 bits.
 
     on_layer: called with each layer before it is first touched; what was merged into its weight must leave it there.
-    pending: whether somebody will change the layer's weight in its next call. He gets the original, and what he makes of
-    it is stored: small changes would be lost between the steps of rounded weights.
+    pending: whether somebody will change the layer's weight in its next call. They get the original, and what they make
+    of it is stored: small changes would be lost between the steps of rounded weights.
     """
 
     def __init__(

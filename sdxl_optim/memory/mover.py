@@ -17,6 +17,8 @@ MODES = {"staged": staged, "model": model, "sequential": sequential}
 TEXT, UNET, VAE = "text encoders", "unet", "vae"
 WHOLE = (VAE,)  # its pieces are the encoder and the decoder, whose precision may be changed meanwhile
 
+SPARE = (1.1, 40_000_000)  # of what a part needs, as a factor and in bytes: an allocator can't use every byte
+
 
 @dataclass(frozen=True)
 class Room:
@@ -45,7 +47,7 @@ class Mover:
         self.guess: dict[str, int] = dict(work or {})
         self.streamed: dict[str, int] = {}  # bytes that pass through at each call, by part
         self._measured: dict[tuple, int] = {}
-        self._measuring: Part | None = None
+        self._measuring: tuple[Part, object, int] | None = None  # with its key, and what was used as it began
         self.lane = Lane(self.device)
         self.arena = Arena(pinned=self.device.type == "cuda")
         self.parts = {
@@ -77,7 +79,7 @@ class Mover:
         return sum(part.bytes_inside for part in self.parts.values())
 
     def _call(self, part: Part) -> None:
-        self._measure(part)
+        self._measure()
         if part.inside:
             if part.streamed and self._fits_better(part):
                 part.leave()
@@ -92,20 +94,19 @@ class Mover:
 
     def _room(self, part: Part) -> Room:
         work = self._measured.get((part.name, self.key), self.guess.get(part.name, 0))
-        return Room(self.meter.limit(), self.meter.used(), work)
+        return Room(self.meter.limit(), self.meter.used(), int(work * SPARE[0]) + SPARE[1])
 
     def _begin(self, part: Part) -> None:
         if self.meter.measures and (part.name, self.key) not in self._measured:
-            self._measuring = part
             self.meter.reset()
+            self._measuring = (part, self.key, self.meter.used())
 
-    def _measure(self, part: Part) -> None:
-        """At the second call in a row it is known what the first one needed."""
+    def _measure(self) -> None:
+        """At the next call of any part it is known what the last one needed beside what was there anyway."""
         measuring, self._measuring = self._measuring, None
-        if measuring is part and part.inside:
-            weights = self.bytes_inside()
-            others = min(self.meter.used(), self.meter.peak()) - weights  # what is there between calls, too
-            self._measured[part.name, self.key] = max(self.meter.peak() - weights - max(others, 0), 0)
+        if measuring is not None and measuring[0].inside:
+            part, key, before = measuring
+            self._measured[part.name, key] = max(self.meter.peak() - before, 0)
 
     def _fits_better(self, part: Part) -> bool:
         room = self._room(part)

@@ -1,7 +1,7 @@
 """Decode and encode in tiles with blended seams, so that memory is bounded by the tile and not by the picture.
 
 Tiles, overlap and blending are those of diffusers' `AutoencoderKL.tiled_decode` and `tiled_encode`
-(https://github.com/huggingface/diffusers), with one exception: a tile that lies wholly within the one before it is left out.
+(https://github.com/huggingface/diffusers), but for a tile that lies wholly within the one before it, which is left out.
 Every tile has group norms of its own, so tone can differ from the untiled picture; larger tiles differ less.
 """
 

@@ -39,7 +39,7 @@ WORK = {UNET: 700_000_000, TEXT: 150_000_000}
 # name: (offload, budget in GB, fp8, tile in pixels, most GB allowed, most times the time of everything resident)
 MODES = {
     "vram-8gb": ("staged", 6.9, False, 512, 6.9, 1.05),
-    "vram-6gb": ("staged", 5.6, False, 512, 5.6, 1.10),
+    "vram-6gb": ("staged", 5.6, False, 320, 5.6, 1.10),
     "vram-4gb": ("staged", 3.6, True, 384, 3.6, 1.50),
     "minimal": ("sequential", 0.7, False, 256, 0.7, None),
     "vram-4gb without fp8": ("staged", 3.6, False, 384, 3.6, None),
@@ -73,7 +73,8 @@ class Res(nn.Module):
 class Attention(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        self.norm, self.qkv, self.out = nn.GroupNorm(32, width), nn.Conv2d(width, 3 * width, 1), nn.Conv2d(width, width, 1)
+        self.norm = nn.GroupNorm(32, width)
+        self.qkv, self.out = nn.Conv2d(width, 3 * width, 1), nn.Conv2d(width, width, 1)
 
     def forward(self, x):
         q, k, v = (t.flatten(2).transpose(1, 2)[:, None].contiguous() for t in self.qkv(self.norm(x)).chunk(3, 1))
@@ -135,9 +136,8 @@ class Text(nn.Module):
 def sdp(self, x, context=None):
     """CrossAttention.forward by torch's own kernels, as the WebUI runs with --opt-sdp-attention."""
     context = x if context is None else context
-    q, k, v = (
-        t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (self.to_q(x), self.to_k(context), self.to_v(context))
-    )
+    qkv = self.to_q(x), self.to_k(context), self.to_v(context)
+    q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in qkv)
     return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 

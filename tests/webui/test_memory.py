@@ -88,7 +88,9 @@ def test_a_checkpoint_is_switched_while_it_is_in_place(case, mode):
 
 
 @pytest.mark.parametrize("mode", OFFLOADS)
-@pytest.mark.parametrize(("where", "kind", "after"), [("unet", "runtime", 5), ("unet", "interrupt", 5), ("vae", "oom", 0)])
+@pytest.mark.parametrize(
+    ("where", "kind", "after"), [("unet", "runtime", 5), ("unet", "interrupt", 5), ("vae", "oom", 0)]
+)
 def test_whatever_ends_it(case, mode, where, kind, after):
     stock = picture(case, None)
     case.fault(where, kind, after=after)

@@ -9,7 +9,7 @@ import torch
 
 from modules import devices, lowvram, sd_unet, shared
 from sdxl_optim.host.webui.lowvram import HostLowvram, loads_into_main_memory
-from sdxl_optim.host.webui.peaks import begin_anew
+from sdxl_optim.host.webui.peaks import HighWater
 from sdxl_optim.memory import fp8
 from sdxl_optim.memory.meter import Meter
 from sdxl_optim.memory.mover import TEXT, UNET, VAE, Mover
@@ -24,9 +24,13 @@ TEXT_WORK = 150_000_000
 
 
 class HostMeter(Meter):
+    """Beside the others who measure."""
+
     def reset(self) -> None:
-        if self.measures:
-            begin_anew(self.device, shared.mem_mon)
+        self._water = HighWater(self.device, shared.mem_mon).start() if self.measures else None
+
+    def peak(self) -> int:
+        return self._water.read()[0] if self.measures else 0
 
 
 class Placement:
@@ -51,7 +55,8 @@ class Placement:
             self.fp8 = fp8.Fp8Weights(unet, on_layer=forget_lora, pending=lora_pending)
         if memory.offload != "host" and not _refused("Memory offload", _why_no_offload(model), notes):
             self._host = HostLowvram(model) if lowvram.is_enabled(model) else None
-            self.mover = Mover(_parts_of(model), devices.device, memory.offload, HostMeter(devices.device, memory.budget))
+            meter = HostMeter(devices.device, memory.budget)
+            self.mover = Mover(_parts_of(model), devices.device, memory.offload, meter)
             if devices.device.type == "cpu":
                 notes.append(Note("Memory offload", "there is no GPU here, so nothing is saved", refused=False))
 
