@@ -131,6 +131,8 @@ def _generate_options(parser: argparse.ArgumentParser) -> None:
         names = [f"--{field.name}"]
         if field.path[-1] == "enabled":  # --freeu is short for --freeu.enabled
             names.append(f"--{title}")
+        if field.path in (("memory", "offload"), ("memory", "weights")):
+            names.append(f"--{field.path[-1]}")
         optional = {"nargs": "?", "const": "true"} if field.declaration.kind == "toggle" else {}
         groups[title].add_argument(
             *names, dest=field.name, metavar="VALUE", help=_help(field.declaration), **optional

@@ -5,17 +5,21 @@ On the CPU "the device" is other main memory: everything is moved, and can be wa
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from ldm_unet import random_inputs, tiny_unet
 from torch import nn
 
+from sdxl_optim.host.diffusers.generate import Models, Request, generate
+from sdxl_optim.host.diffusers.tiny import tiny_base
 from sdxl_optim.memory import fp8
 from sdxl_optim.memory.meter import Meter
 from sdxl_optim.memory.mover import SPARE, UNET, Mover
 from sdxl_optim.memory.parts import SLOTS, spread
 from sdxl_optim.memory.pieces import Arena, Piece, split, tensors_of
 from sdxl_optim.memory.tf32 import tf32
+from sdxl_optim.settings import Settings, from_dict
 
 MODES = ["staged", "model", "sequential"]
 
@@ -390,3 +394,24 @@ def test_tf32_is_put_back():
     with pytest.raises(ZeroDivisionError):
         fail()
     assert before == (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+
+
+# --- the standalone host
+
+
+def test_diffusers_casts_to_fp8_and_back():
+    pipe = tiny_base()
+    pipe.set_progress_bar_config(disable=True)
+    before = state_of({"unet": pipe.unet})
+    models = Models(pipe)
+    request = Request("a fox", steps=2)
+    stock = generate(models, request, Settings())
+    low = generate(models, request, from_dict({"memory": {"weights": "fp8", "offload": "model"}}))
+    assert not np.array_equal(np.asarray(low.images[0]), np.asarray(stock.images[0]))
+    assert low.report.memory == ["UNet in fp8"]
+    assert [str(note) for note in low.report.notes if note.feature == "Memory offload"] == [
+        "Memory offload refused: there is no GPU here whose memory it could save"
+    ]
+    assert same(state_of({"unet": pipe.unet}), before)
+    again = generate(models, request, Settings())
+    assert np.array_equal(np.asarray(again.images[0]), np.asarray(stock.images[0]))

@@ -11,6 +11,8 @@ import torch
 from diffusers import AutoencoderKL
 
 from sdxl_optim.host.diffusers.generate import Models
+from sdxl_optim.host.diffusers.memory import offloaded
+from sdxl_optim.memory.tf32 import tf32
 
 VAE_FP16_FIX = "madebyollin/sdxl-vae-fp16-fix"
 
@@ -59,36 +61,12 @@ def _fp32(models: Models) -> Iterator[None]:
 
 @contextmanager
 def _tf32(models: Models) -> Iterator[None]:
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
-    try:
-        with _fp32(models):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
-
-
-@contextmanager
-def _cudnn_without_tf32(models: Models) -> Iterator[None]:
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
+    with tf32(matmul="on"), _fp32(models):
         yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
-@contextmanager
-def _offload(models: Models, method: str) -> Iterator[None]:
-    device = models.base.device
-    for pipe in _pipes(models):
-        getattr(pipe, method)(device=device)
-    try:
-        yield
-    finally:
-        for pipe in _pipes(models):
-            pipe.remove_all_hooks()
-            pipe.to(device)
+def _offload(models: Models, method: str):
+    return offloaded(_pipes(models), method)
 
 
 @contextmanager
@@ -155,7 +133,7 @@ CHANGES = {
     "": Change(_nothing),
     "fp32": Change(_fp32, _cuda_alone("on the CPU every row computes in fp32")),
     "tf32": Change(_tf32, _cuda_alone("TF32 is a format of GPUs")),
-    "cudnn without tf32": Change(_cudnn_without_tf32, _cuda_alone("TF32 is a format of GPUs")),
+    "cudnn without tf32": Change(lambda models: tf32(cudnn="off"), _cuda_alone("TF32 is a format of GPUs")),
     "model offload": Change(lambda m: _offload(m, "enable_model_cpu_offload"), _cuda_alone("it saves GPU memory")),
     "sequential offload": Change(
         lambda m: _offload(m, "enable_sequential_cpu_offload"), _cuda_alone("it saves GPU memory")

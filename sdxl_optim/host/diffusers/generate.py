@@ -14,6 +14,7 @@ from sdxl_optim.bench.cases import Prompt
 from sdxl_optim.bench.measure import Stopwatch
 from sdxl_optim.calibration import Calibration
 from sdxl_optim.errors import SettingsError
+from sdxl_optim.host.diffusers.memory import memory_as_asked
 from sdxl_optim.host.diffusers.run import STEP_TENSORS, DiffusersRun
 from sdxl_optim.host.diffusers.vae import vae_as_asked
 from sdxl_optim.plan import Facts, Note, Plan, make_plan
@@ -100,7 +101,11 @@ def generate(
         watch.lap("decode" if "output_type" not in more else "prepare")
         return images
 
-    with _decoder(refiner or base, models.tiny_vae, settings, job), vae_as_asked(models, settings.vae, job):
+    with (
+        _decoder(refiner or base, models.tiny_vae, settings, job),
+        vae_as_asked(models, settings.vae, job),
+        memory_as_asked(models, settings.memory, job),
+    ):
         if refiner is None:
             images = sample(runs[0], base, request.steps, **size)
         elif request.refiner_strength is None:
