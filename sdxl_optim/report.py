@@ -141,12 +141,7 @@ class JobReport:
 
     def _peaks(self) -> str:
         each = [
-            words("{stage} {allocated} ({reserved}) GB", stage=stage, allocated=_gb(p.allocated), reserved=_gb(p.reserved))
-            for stage, p in self.peaks.items()
+            joined([stage, f" {p.allocated / 1e9:.2f} ({p.reserved / 1e9:.2f}) GB"]) for stage, p in self.peaks.items()
         ]
         head = "peak memory, allocated (reserved): "
         return joined([head, joined(each, by=", "), "; ", words("set by {stage}", stage=self.peak_stage)])
-
-
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.2f}"
