@@ -25,7 +25,7 @@ from .data import (
     sample_scene,
 )
 
-WRONG = 0.06  # of the colours, shapes and places told
+WRONG = 0.04  # of the colours, shapes and places told
 PLURALS = {shape: "crosses" if shape == "cross" else shape + "s" for shape in SHAPES}
 PLACES = {
     "top left": ("in the top left corner", "at the top left"),

@@ -105,6 +105,16 @@ def _sample(rng: random.Random) -> Scene:
     return Scene(things, background, gradient)
 
 
+def sample_dense(rng: random.Random) -> Scene:
+    """A scene with three things in any places, of which two may touch: for the VAE, which needs no words."""
+    background = pick(rng, BACKGROUNDS)
+    things = tuple(
+        Thing(pick(rng, SHAPES), _colour(rng, background), cell, pick(rng, SIZES), _texture(rng))
+        for cell in rng.sample(range(9), MAX_THINGS)
+    )
+    return Scene(things, background, rng.random() < 0.4)
+
+
 def _counted(rng: random.Random, background: str) -> tuple[Thing, ...]:
     cells = pick(rng, ((3, 5), (1, 7), (3, 4, 5), (1, 4, 7)))
     sizes = SIZES if len(cells) == 2 else SIZES[:2]

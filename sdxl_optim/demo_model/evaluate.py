@@ -82,13 +82,12 @@ def shuffled(prompts: list[str]) -> list[str]:
 
 def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """SSIM (Wang et al. 2004: Gaussian window of deviation 1.5 over 11 pixels) of [N, 3, H, W] in 0..1 -> [N]."""
-    x = torch.arange(11) - 5.0
+    x = torch.arange(11, device=a.device) - 5.0
     line = torch.exp(-(x**2) / (2 * 1.5**2))
-    window = torch.outer(line, line) / line.sum() ** 2
-    window = window.expand(3, 1, 11, 11)
+    line = (line / line.sum()).expand(a.shape[1], 1, 1, 11)
 
     def blur(z):
-        return F.conv2d(z, window, groups=3)
+        return F.conv2d(F.conv2d(z, line, groups=len(line)), line.transpose(2, 3), groups=len(line))
 
     mean_a, mean_b = blur(a), blur(b)
     var_a, var_b, both = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2, blur(a * b) - mean_a * mean_b

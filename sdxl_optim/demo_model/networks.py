@@ -45,7 +45,7 @@ VAE = {
     "latent_channels": 4,
     "down_block_types": ["DownEncoderBlock2D"] * 4,
     "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "block_out_channels": [32, 32, 64, 64],
+    "block_out_channels": [64, 64, 64, 64],  # 64, for in GroupNorm's 32 groups of one channel few colours survive
     "layers_per_block": 1,
     "sample_size": 256,
     "scaling_factor": SCALING_FACTOR,
@@ -161,10 +161,11 @@ def refiner_unet():
     return UNet2DConditionModel(**REFINER_UNET)
 
 
-def vae():
+def vae(top: int = 64):
+    """`top`: channels at the pictures' own resolution."""
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(**VAE)
+    return AutoencoderKL(**VAE | {"block_out_channels": [top, top, 64, 64]})
 
 
 def tiny_vae(encoder_width: int = TINY_WIDTHS[0], decoder_width: int = TINY_WIDTHS[1]):
