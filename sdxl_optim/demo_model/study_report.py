@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -185,7 +186,7 @@ def write_charts(rows: Sequence[Row], folder: Path) -> None:
 
 
 def fill(page: Path, rows: Sequence[Row]) -> None:
-    """Put the tables between the page's marks, and the charts into `images` beside it.
+    """Put the tables between the page's marks, the rows into its JSON file, the charts into `images`, both beside it.
 
     A mark is `<!-- study: NAME -->`; what it holds ends at `<!-- end -->`.
     """
@@ -194,6 +195,7 @@ def fill(page: Path, rows: Sequence[Row]) -> None:
         found = f"<!-- study: {name} -->\n{make(rows)}\n<!-- end -->"
         text = re.sub(MARK.format(name=name), lambda _, found=found: found, text, flags=re.DOTALL)
     page.write_text(text, "utf-8")
+    page.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
     write_charts(rows, page.parent / "images")
 
 
