@@ -1,7 +1,7 @@
 """Measure the demo model: `python -m sdxl_optim.demo_model.evaluate [--weights DIR] [--out DIR]`.
 
 Held prompts drawn with diffusers (Euler, 30 steps) at CFG 5 and 1, the caption check on them and on shuffled captions,
-the tiny decoder against the VAE, and the refiner's half of the schedule. Writes `figures.json`, `samples.png` and
+the tiny decoder against the VAE, and the refiner's half of the schedule. Writes `figures.json`, `samples.jpg` and
 `losses.png` to `--out`.
 """
 
@@ -194,8 +194,8 @@ def main(arguments: list[str] | None = None) -> int:
         "pass with shuffled captions": share(verdicts(judge, pictures, shuffled(prompts))),
         "seconds a picture at CFG 5": round(seconds, 2),
     }
-    sheet(pictures, found).quantize(128).save(options.out / "samples.png", optimize=True)
-    sheet(unguided, verdicts(judge, unguided, prompts)).quantize(128).save(options.out / "unguided.png")
+    sheet(pictures, found).save(options.out / "samples.jpg", quality=90)
+    sheet(unguided, verdicts(judge, unguided, prompts)).save(options.out / "unguided.jpg", quality=90)
     if (options.weights / "tiny.safetensors").is_file():
         tiny = export.tiny_vae(options.weights).to(options.device)
         likeness = ssim(decoded(tiny, latents), pictures)
@@ -204,7 +204,7 @@ def main(arguments: list[str] | None = None) -> int:
         after = decoded(pipe.vae, refined(pipe, options.weights, latents, prompts, options.batch))
         figures |= {"pass after the refiner": share(verdicts(judge, after, prompts))}
         figures |= {"refiner's SSIM to the base, mean": ssim(after, pictures).mean().item()}
-        sheet(after, verdicts(judge, after, prompts)).quantize(128).save(options.out / "refined.png", optimize=True)
+        sheet(after, verdicts(judge, after, prompts)).save(options.out / "refined.jpg", quality=90)
     if (options.weights / "losses.csv").is_file():
         loss_chart(options.weights / "losses.csv").quantize(32).save(options.out / "losses.png", optimize=True)
     (options.out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", "utf-8")

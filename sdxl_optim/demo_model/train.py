@@ -39,7 +39,7 @@ TRAIN = {
 }
 STAGES = {
     "text": Stage(1024, 6000, 60, 1e-3, ema=0.99),
-    "vae": Stage(16, 30000, 220, 1e-3),
+    "vae": Stage(16, 30000, 210, 1e-3),
     "classifier": Stage(256, 8000, 40, 2e-3, ema=0.99),
     "refiner": Stage(256, 8000, 30, 1e-3),
     "unet": Stage(256, 100000, 620, 1e-3, ema=0.9993),

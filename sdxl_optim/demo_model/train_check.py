@@ -11,7 +11,7 @@ from .train_vae import decode, encode
 from .trainer import ABSENT, Run, Stage, Trainer, finish, lean
 
 STORE = 4096  # pictures at hand
-REFRESH = 16  # steps between two chunks of new ones
+REFRESH = 24  # steps between two chunks of new ones
 
 
 def cell_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -42,7 +42,7 @@ def train_text(run: Run, stage: Stage) -> None:
         return total, total
 
     def batches():
-        for chunk in map(run.to_device, scenes(run.seed + 1, stage.batch // CAPTIONS, run.workers, labels=True)):
+        for chunk in map(run.to_device, scenes(run.seed + 1, stage.batch // CAPTIONS, 2 * run.workers, labels=True)):
             yield chunk["ids"].flatten(0, 1).long(), chunk["labels"].flatten(0, 1)
 
     both = nn.ModuleDict({"encoders": encoders, "heads": heads})

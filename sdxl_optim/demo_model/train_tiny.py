@@ -34,8 +34,9 @@ def train_tiny(run: Run, stage: Stage) -> None:
         error = picture_loss(out, target) + 0.5 * (1 - likeness)
         return error + 0.1 * F.mse_loss(model.encoder(images).float(), mean), 1 - likeness
 
+    images, mean, clean, drawn, targets = _store(run, vae)
+
     def batches():
-        images, mean, clean, drawn, targets = _store(run, vae)
         while True:
             one = torch.randint(len(clean), (half,), device=run.device)
             other = torch.randint(len(drawn), (half,), device=run.device)

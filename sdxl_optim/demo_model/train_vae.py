@@ -11,7 +11,7 @@ from . import data, networks
 from .scenes import scenes
 from .trainer import Run, Stage, Trainer, compiled, finish, lean
 
-KL = 1e-4  # of the loss
+KL = 3e-4  # of the loss
 
 
 def edges(x: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -200,7 +200,9 @@ class Trainer:
         return min(1.0, max(self.step / self.stage.steps, self.seconds / self.stage.seconds))
 
     def train(self, batches: Iterator[tuple]) -> bool:
-        """Run to the stage's end (True) or until the run's time is up (False)."""
+        """Run to the stage's end (True), at the latest before the deadline, or until the time is up (False)."""
+        left = max(1.0, self.run.deadline - time.monotonic() - 3)
+        self.stage = replace(self.stage, seconds=min(self.stage.seconds, self.seconds + left))
         began, logged, told = time.monotonic() - self.seconds, self.step, time.monotonic()
         saved = time.monotonic()
         while self.progress() < 1 and not self.run.is_over():
