@@ -191,8 +191,10 @@ def fill(page: Path, rows: Sequence[Row]) -> None:
     A mark is `<!-- study: NAME -->`; what it holds ends at `<!-- end -->`.
     """
     text = page.read_text("utf-8")
-    for name, make in TABLES.items():
-        found = f"<!-- study: {name} -->\n{make(rows)}\n<!-- end -->"
+    filled = {name: make(rows) for name, make in TABLES.items()}
+    filled |= {name: f"![{chart.title}](images/{name}.svg)" for name, chart in charts(rows).items() if chart.points}
+    for name, inside in filled.items():
+        found = f"<!-- study: {name} -->\n{inside}\n<!-- end -->"
         text = re.sub(MARK.format(name=name), lambda _, found=found: found, text, flags=re.DOTALL)
     page.write_text(text, "utf-8")
     page.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
