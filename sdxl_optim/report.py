@@ -2,11 +2,57 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from sdxl_optim.plan import Note, Plan
 from sdxl_optim.schedule import Counts
 from sdxl_optim.words import joined, words
+
+
+@dataclass
+class Executed:
+    """What a backend did in one pass. ready_seconds: spent preparing calls; saved_seconds: by replays, as measured once
+    for each prepared call."""
+
+    backend: str = "eager"
+    replays: int = 0
+    fallbacks: int = 0  # calls that ran eagerly instead
+    prepared: int = 0
+    ready_seconds: float = 0.0
+    saved_seconds: float = 0.0
+    nbytes: int = 0  # kept for prepared calls on the device
+
+    def count_prepared(self, seconds: float, nbytes: int) -> None:
+        self.prepared += 1
+        self.ready_seconds += seconds
+        self.nbytes = max(self.nbytes, nbytes)
+
+    def count_replay(self, saved_seconds: float) -> None:
+        self.replays += 1
+        self.saved_seconds += saved_seconds
+
+    @property
+    def break_even(self) -> int | None:
+        """After how many passes like this one the preparation is paid back; None where it never is."""
+        return math.ceil(self.ready_seconds / self.saved_seconds) if self.saved_seconds > 0 else None
+
+    def facts(self) -> list[str]:
+        parts = []
+        if self.replays:
+            parts.append(words("{n} by {backend}", n=self.replays, backend=self.backend))
+        if self.fallbacks:
+            parts.append(f"{self.fallbacks} eager instead")
+        return parts
+
+    def preparation(self) -> list[str]:
+        """For people: what getting ready took, and when it is paid back."""
+        if not self.prepared:
+            return []
+        head = words("{backend} prepared {n} kinds of call in ", backend=self.backend, n=self.prepared)
+        pays = f"pays off after {self.break_even} like this" if self.break_even else "does not pay off here"
+        memory = [f"{self.nbytes / 2**20:.0f} MiB"] if self.nbytes else []
+        return [head, joined([f"{self.ready_seconds:.1f} s", *memory, pays], by=", "), "; "]
 
 
 @dataclass
@@ -19,6 +65,7 @@ class PassReport:
     extra_calls: int = 0  # UNet calls made by others meanwhile
     freeu_calls: int = 0  # calls in which it changed something; not cached ones that skip its blocks
     store_bytes: int = 0
+    execution: Executed = field(default_factory=Executed)
     seconds: float = 0.0
     finished: bool = False
     stopped: bool = False  # by the user, before its last step
@@ -40,6 +87,11 @@ class PassReport:
         if note not in self.notes:
             self.notes.append(note)
 
+    def fall_back(self, backend: str, reason: str) -> None:
+        """A call runs eagerly instead; said once for each reason."""
+        self.execution.fallbacks += 1
+        self.add_note(Note(words("backend {name}", name=backend), joined([reason, "the calls ran eagerly"], by="; ")))
+
     @property
     def as_predicted(self) -> bool | None:
         """Whether a finished pass came to what was foreseen; None where nothing could be."""
@@ -55,6 +107,7 @@ class PassReport:
             parts.append(f"{c.full} full and {c.cached} cached")
         if self.freeu_calls:
             parts.append(f"FreeU in {self.freeu_calls}")
+        parts += self.execution.facts()
         if self.extra_calls:
             parts.append(f"{self.extra_calls} calls by others uncached")
         if self.stopped:
@@ -127,7 +180,7 @@ class JobReport:
                 where = [p.name] if len(self.passes) == 1 else [f"batch {iteration + 1}", ", ", p.name]
                 store = [f"store {p.store_bytes / 2**20:.1f} MiB"] if p.store_bytes else []
                 facts = joined([*p.facts(), *store], by=", ")
-                lines.append(joined([*where, ": ", facts, "; ", f"{p.seconds:.2f} s"]))
+                lines.append(joined([*where, ": ", facts, "; ", *p.execution.preparation(), f"{p.seconds:.2f} s"]))
         if self.decoder:
             lines.append(words("decoded by {decoder}", decoder=self.decoder))
         if self.compared:

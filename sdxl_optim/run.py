@@ -9,10 +9,12 @@ from contextlib import ExitStack
 
 from torch import nn
 
+from sdxl_optim.backends.execution import Execution
+from sdxl_optim.backends.interface import Kind
 from sdxl_optim.errors import Unsupported
-from sdxl_optim.layout import read_layout
+from sdxl_optim.layout import Layout, read_layout
 from sdxl_optim.patches.deepcache import DeepCacheStore, deepcache_attached
-from sdxl_optim.patches.freeu import freeu_attached
+from sdxl_optim.patches.freeu import freeu_attached, freeu_blocks
 from sdxl_optim.plan import Note, Plan
 from sdxl_optim.report import PassReport
 from sdxl_optim.schedule import Call, StepPlan
@@ -23,11 +25,12 @@ class Run:
 
     The host calls `attach` with the UNet before the first call and whenever another model takes over, `begin_call`
     before each model evaluation, and `suspend`/`resume` around anything else that samples meanwhile. UNet calls
-    that others add to ours pass uncached.
+    that others add to ours pass uncached. execution: runs the calls by a backend; None is the stock call.
     """
 
-    def __init__(self, plan: Plan, name: str = "base"):
+    def __init__(self, plan: Plan, name: str = "base", execution: Execution | None = None):
         self.plan = plan
+        self.execution = execution
         self.report = PassReport(name=name, plan=plan)
         self.step: StepPlan | None = None  # valid while one of our calls is under way
         self._call: Call | None = None
@@ -37,8 +40,10 @@ class Run:
         self._cond_rows = 0
         self._freeu_counted = False
         self._model = -1
+        self.kind: Kind | None = None  # of our UNet call under way
         self.attached_to: Hashable = None
-        self._store: DeepCacheStore | None = None
+        self._layout: Layout | None = None  # where a patch is open
+        self.store: DeepCacheStore | None = None
         self._patches = ExitStack()
         self._suspended: list[StepPlan | None] = []
 
@@ -65,6 +70,8 @@ class Run:
             opening.callback(unet.register_forward_pre_hook(self._before_unet, with_kwargs=True).remove)
             if self.plan.freeu or self.plan.deepcache:
                 self._open(opening, unet)
+            if self.execution is not None:
+                opening.enter_context(self.execution.attached(unet, self))
             self._patches = opening.pop_all()
 
     def _open(self, stack: ExitStack, unet: nn.Module) -> None:
@@ -73,28 +80,29 @@ class Run:
         except Unsupported as error:
             self.note("FreeU and DeepCache", error.reason)
             return
+        self._layout = layout
         if self.plan.deepcache and self.plan.deepcache.cache_branch_id < layout.depth:
-            self._store = DeepCacheStore(layout, self.plan.deepcache.cache_branch_id)
-            stack.enter_context(deepcache_attached(layout, self._store))
+            self.store = DeepCacheStore(layout, self.plan.deepcache.cache_branch_id)
+            stack.enter_context(deepcache_attached(layout, self.store))
         elif self.plan.deepcache:
             self.note(
                 "DeepCache",
                 f"branch {self.plan.deepcache.cache_branch_id} is deeper than the next model's UNet",
             )
         if self.plan.freeu:
-            depth = layout.depth
-            stack.enter_context(freeu_attached(layout, self.plan.freeu, lambda i: self._freeu_on(i, depth)))
+            stack.enter_context(freeu_attached(layout, self.plan.freeu, self._freeu_on))
 
     def _detach(self) -> None:
         patches, self._patches = self._patches, ExitStack()
         try:
             patches.close()
         finally:
-            if self._store is not None:
-                self.report.store_bytes = max(self.report.store_bytes, self._store.peak_bytes)
-                if self._store.disabled:
-                    self.note("DeepCache", self._store.disabled)
-                self._store = None
+            if self.store is not None:
+                self.report.store_bytes = max(self.report.store_bytes, self.store.peak_bytes)
+                if self.store.disabled:
+                    self.note("DeepCache", self.store.disabled)
+                self.store = None
+            self._layout = self.kind = None
 
     # --- the calls
 
@@ -147,18 +155,20 @@ class Run:
             self._rows_left -= rows
         shape = (*x.shape[2:], x.dtype, x.device)
         cached = False
-        if self._store is not None:
+        if self.store is not None:
             want = key is not None and self.step.cached
-            cached = self._store.begin(key, want, rows, self._cond_rows, self._model, shape)
+            cached = self.store.begin(key, want, rows, self._cond_rows, self._model, shape)
         self.report.count_unet(rows, ours, cached)
+        freeu = self._layout is not None and any(map(self._freeu_on, freeu_blocks(self._layout)))
+        if freeu and not self._freeu_counted:
+            self._freeu_counted = True
+            self.report.freeu_calls += 1
+        branch = self.store.branch if self.store is not None else None
+        self.kind = Kind(cached, branch, self.plan.freeu if freeu else None) if ours else None
 
-    def _freeu_on(self, output_block: int, depth: int) -> bool:
+    def _freeu_on(self, output_block: int) -> bool:
         # Also in calls that others add to ours (PAG): they compare their prediction with ours, and the difference must
         # not be FreeU's.
         if self.step is None or not self.step.freeu:
             return False
-        acts = self._store is None or not self._store.skips_output_block(output_block, depth)
-        if acts and not self._freeu_counted:
-            self._freeu_counted = True
-            self.report.freeu_calls += 1
-        return acts
+        return self.store is None or not self.store.skips_output_block(output_block, self._layout.depth)

@@ -38,6 +38,7 @@ class DeepCacheStore:
         self._stored: Stored | None = None
         self._reused: torch.Tensor | None = None
         self._keeper_ran = False
+        self._apart: list[torch.Tensor] | None = None
 
     def begin(self, key: Hashable, want_cached: bool, rows: int, cond_rows: int, model: int, shape: tuple) -> bool:
         """Announce the next UNet call and tell whether it runs cached. key None: a call that is not the plan's."""
@@ -57,18 +58,51 @@ class DeepCacheStore:
         """Whether the blocks up to the keeper keep still; the keeper's turn ends it."""
         return self._reused is not None
 
+    @property
+    def reused(self) -> torch.Tensor | None:
+        """What the announced call takes instead of computing it, [rows, channels, H, W], until it is taken."""
+        return self._reused
+
     def skips_output_block(self, i: int, depth: int) -> bool:
         """Whether output block i keeps still in the call now running."""
         return self.cached_call and depth + 1 + i <= self.keeper
 
     def keep(self, tensor: torch.Tensor) -> None:
+        if self._apart is not None:
+            self._apart.append(tensor)
+            return
         if self._keeper_ran and self._key is not None:
             self.disabled = "something ran the UNet's blocks twice in one call (reference-only does)"
             self._entries.clear()
         self._keeper_ran = True
         if self._key is not None and not self.disabled:
             self._entries[self._key] = (self._stored, tensor)
-            self.peak_bytes = max(self.peak_bytes, sum(t.nbytes for _, t in self._entries.values()))
+            self._measure()
+
+    @contextmanager
+    def apart(self, reused: torch.Tensor | None) -> Iterator[list[torch.Tensor]]:
+        """While entered, the announced call is run for its operations alone (to be captured, compiled or compared): it
+        takes `reused`, and what it keeps lands in the list. The store, and the call when it is run again, know nothing
+        of it."""
+        before = self._reused, self._keeper_ran, self._apart
+        self._reused, self._keeper_ran, self._apart = reused, False, []
+        try:
+            yield self._apart
+        finally:
+            self._reused, self._keeper_ran, self._apart = before
+
+    def save(self, tensor: torch.Tensor) -> None:
+        """Store what the announced call kept, as a copy: `tensor` is a captured call's own memory."""
+        if self._key is None or self.disabled:
+            return
+        _, buffer = self._entries.get(self._key, (None, None))
+        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype or buffer.is_inference():
+            buffer = torch.empty_like(tensor)
+        self._entries[self._key] = (self._stored, buffer.copy_(tensor))
+        self._measure()
+
+    def _measure(self) -> None:
+        self.peak_bytes = max(self.peak_bytes, sum(t.nbytes for _, t in self._entries.values()))
 
     def take(self) -> torch.Tensor:
         """The stored feature, once a call: whoever runs the blocks a second time in it computes them."""

@@ -21,10 +21,9 @@ def freeu_attached(layout: Layout, settings: FreeU, is_on: Callable[[int], bool]
     """
     factors = ((settings.b1, settings.s1), (settings.b2, settings.s2))
     with ExitStack() as stack:
-        for i, block in enumerate(layout.output_blocks):
-            if layout.stages[i] < len(factors):
-                hook = _hook(i, layout.skip_channels(i), *factors[layout.stages[i]], settings.version, is_on)
-                stack.callback(block.register_forward_pre_hook(hook).remove)
+        for i in freeu_blocks(layout):
+            hook = _hook(i, layout.skip_channels(i), *factors[layout.stages[i]], settings.version, is_on)
+            stack.callback(layout.output_blocks[i].register_forward_pre_hook(hook).remove)
         yield
 
 
@@ -38,6 +37,11 @@ def _hook(index: int, skip_channels: int, b: float, s: float, version: int, is_o
         return (torch.cat(parts, 1), *args[1:])
 
     return sdxl_optim_freeu
+
+
+def freeu_blocks(layout: Layout) -> list[int]:
+    """The output blocks on whose inputs FreeU acts."""
+    return [i for i, stage in enumerate(layout.stages) if stage < 2]
 
 
 def freeu_stages(layout: Layout) -> int:

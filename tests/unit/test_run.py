@@ -515,11 +515,11 @@ def test_more_calls_than_foreseen_run_uncached_and_are_said(unet):
     plan = plan_for({"deepcache": {"enabled": True, "cache_interval": 6}}, STEPS, unet=unet)
     with watched(unet) as seen, Run(plan) as run:
         sample(unet, run, STEPS)
-        held = run.report.store_bytes, run._store.peak_bytes
+        held = run.report.store_bytes, run.store.peak_bytes
         for i in range(4):
             run.begin_call(2, 2, 1)
             unet(*host_loop.call_inputs(unet, 2, i).args)
-        assert (run.report.store_bytes, run._store.peak_bytes) == held
+        assert (run.report.store_bytes, run.store.peak_bytes) == held
     assert (seen.full, seen.cached) == (1 + 4, 5)
     assert (run.report.counts.full, run.report.counts.cached) == (5, 5)
     assert run.report.as_predicted is False

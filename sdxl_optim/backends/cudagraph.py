@@ -1,0 +1,127 @@
+"""CUDA graphs (https://pytorch.org/docs/stable/notes/cuda.html#cuda-graphs): a call's kernels are recorded once and
+launched together ever after.
+
+No compiler and no Triton are needed; what a fast card saves is the time in which Python launches some thousand kernels
+one by one. The kernels are the same, so the results are, bit for bit.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from sdxl_optim.backends.environment import Environment
+from sdxl_optim.backends.interface import Tensors
+from sdxl_optim.backends.static import Buffers, StaticCall
+from sdxl_optim.backends.watch import Watch
+
+
+class CudaGraph:
+    """All graphs share one memory pool: they never run at the same time. `mode` keeps the capture to this thread, as
+    the host decodes its previews in another."""
+
+    name = "cudagraph"
+    captures = True
+
+    def __init__(self):
+        self._buffers = Buffers()
+        self._stream: torch.cuda.Stream | None = None
+        self._pool = None
+
+    def probe(self, environment: Environment) -> str | None:
+        if not environment.cuda:
+            return "needs a CUDA device"
+        if environment.torch < (2, 1):
+            return f"needs torch 2.1 or later; here is {'.'.join(map(str, environment.torch))}"
+        return None
+
+    def prepare(self, body, inputs: Tensors, progress) -> StaticCall:
+        if self._stream is None:
+            self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        buffers = self._buffers.of(inputs)
+        watch = Watch()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream), watch:
+            body(buffers)  # lazy initialisations, which a capture can't contain, happen here
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_reserved()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self._stream), _no_garbage_collection():
+            try:
+                outputs = _capture(graph, self._pool, lambda: body(buffers), watch.hand_out())
+            except BaseException:
+                self._pool = torch.cuda.graph_pool_handle()  # the failed capture's is left to die
+                raise
+        # The graph's own kernels read what the watch found for as long as it lives.
+        replay = _Replay(graph, watch.constants)
+        return StaticCall(buffers, outputs, replay, max(0, torch.cuda.memory_reserved() - before))
+
+    def release(self) -> None:
+        self._buffers.clear()
+        self._stream = self._pool = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+class _Replay:
+    def __init__(self, graph: torch.cuda.CUDAGraph, constants: list[torch.Tensor]):
+        self.graph, self.constants = graph, constants
+
+    def __call__(self) -> None:
+        self.graph.replay()
+
+
+def _capture(graph: torch.cuda.CUDAGraph, pool, run, watch: Watch) -> list[torch.Tensor]:
+    """Record what `run` launches on the current stream, and return its result. A capture that fails is ended."""
+    graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+    try:
+        with watch:
+            outputs = run()
+    except BaseException:
+        _end_failed_capture(graph, pool)
+        raise
+    try:
+        graph.capture_end()
+    except BaseException:
+        _repair(pool)
+        raise
+    return outputs
+
+
+def _end_failed_capture(graph: torch.cuda.CUDAGraph, pool) -> None:
+    try:
+        graph.capture_end()
+    except RuntimeError:  # something that can't be captured made the whole capture invalid
+        _repair(pool)
+
+
+def _repair(pool) -> None:
+    """capture_end stops at an invalid capture and leaves torch's allocator and random generator as if it still ran."""
+    device = torch.cuda.current_device()
+    for name in ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"):
+        end = getattr(torch._C, name, None)
+        if end is not None:
+            try:
+                end(device, pool)
+            except RuntimeError:  # it had got that far
+                pass
+            break
+    graph = torch.cuda.CUDAGraph()
+    graph.capture_begin(capture_error_mode="thread_local")  # a good capture's end puts the generator right
+    torch.zeros(1, device="cuda")
+    graph.capture_end()
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """What the collector happens to free during a capture could break it."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

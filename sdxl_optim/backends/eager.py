@@ -1,0 +1,19 @@
+"""The stock call: nothing is prepared, and the UNet is not touched."""
+
+from __future__ import annotations
+
+from sdxl_optim.backends.environment import Environment
+
+
+class Eager:
+    name = "eager"
+    captures = False
+
+    def probe(self, environment: Environment) -> str | None:
+        return None
+
+    def prepare(self, body, inputs, progress):
+        return body
+
+    def release(self) -> None:
+        pass

@@ -1,0 +1,60 @@
+"""What a backend is: something that makes one kind of UNet call into a faster callable.
+
+A kind of call has operations of its own (full or cached, FreeU on or off); which kind comes next is known from the
+schedule, before the call, without reading a tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from sdxl_optim.backends.environment import Environment
+from sdxl_optim.settings import FreeU
+
+Tensors = Sequence[torch.Tensor]
+Progress = Callable[[str], None]  # told in a few words what is being prepared
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What decides a call's operations beside its tensors' shapes. branch: of DeepCache, where it is attached."""
+
+    cached: bool = False
+    branch: int | None = None
+    freeu: FreeU | None = None
+
+
+class Body(Protocol):
+    """One kind of UNet call as a function of tensors alone: the same operations on every call."""
+
+    def __call__(self, inputs: Tensors) -> list[torch.Tensor]: ...
+
+
+class Prepared(Protocol):
+    """A body made fast. What it returns is valid until it, or another one of its backend, is called again.
+
+    `body` is the one of the call at hand, for backends that leave some of it in Python."""
+
+    nbytes: int  # of device memory that it keeps
+
+    def __call__(self, body: Body, inputs: Tensors) -> list[torch.Tensor]: ...
+
+
+class Backend(Protocol):
+    """name: as in the settings. captures: Python inside the UNet runs once, when a call is prepared, and not again."""
+
+    name: str
+    captures: bool
+
+    def probe(self, environment: Environment) -> str | None:
+        """Why it can't run here, or None."""
+
+    def prepare(self, body, inputs: Tensors, progress: Progress) -> Prepared:
+        """Make `body` fast for inputs of these shapes. Whatever it raises, the call runs eagerly instead."""
+
+    def release(self) -> None:
+        """Nothing that was prepared will be called again: give the memory back."""
