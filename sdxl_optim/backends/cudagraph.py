@@ -7,6 +7,7 @@ one by one. The kernels are the same, so the results are, bit for bit.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -104,10 +105,8 @@ def _repair(pool) -> None:
     for name in ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"):
         end = getattr(torch._C, name, None)
         if end is not None:
-            try:
+            with contextlib.suppress(RuntimeError):  # it had got that far
                 end(device, pool)
-            except RuntimeError:  # it had got that far
-                pass
             break
     graph = torch.cuda.CUDAGraph()
     graph.capture_begin(capture_error_mode="thread_local")  # a good capture's end puts the generator right

@@ -181,7 +181,8 @@ class Execution:
 
 
 class Weights:
-    """Where a UNet's weights lie, and their types. Changed in place they are the same to a captured call; moved, they are not."""
+    """Where a UNet's weights lie, and their types. Changed in place they are the same to a captured call; moved, they
+    are not."""
 
     def __init__(self, unet: nn.Module, surroundings: Hashable):
         tensors = [*unet.parameters(), *unet.buffers()]

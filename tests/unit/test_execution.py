@@ -265,7 +265,9 @@ def test_python_of_others_inside_the_unet_runs_each_time(unet, execution, tape, 
 
 
 @pytest.mark.parametrize("where", ["before", "after", "replay"])
-@pytest.mark.parametrize("error", [RuntimeError("no kernel"), torch.cuda.OutOfMemoryError("full")], ids=["error", "oom"])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no kernel"), torch.cuda.OutOfMemoryError("full")], ids=["error", "oom"]
+)
 def test_what_fails_runs_eagerly_and_is_said_once(unet, execution, tape, where, error):
     settings = SETTINGS["all"]
     expected, eager = run(unet, settings)

@@ -1,0 +1,107 @@
+"""torch's compiler, inductor (https://pytorch.org/docs/stable/torch.compiler.html), on the UNet's repeated blocks, with
+a CUDA graph around the whole call where there is CUDA.
+
+The blocks are traced operation by operation rather than by torch.compile's reading of Python code: what a WebUI with
+its extensions puts around layers does not disturb it, and nothing is checked again at each call. Shapes are static.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from sdxl_optim.backends.cudagraph import CudaGraph
+from sdxl_optim.backends.environment import Environment
+from sdxl_optim.backends.interface import Tensors
+from sdxl_optim.backends.regions import Region, Regions, regions_of
+from sdxl_optim.errors import Unsupported
+
+MOST_SHAPES = 8  # of the UNet's inputs that are compiled for in one session
+CACHE_VARIABLES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
+
+
+class Inductor:
+    """cache: a folder that keeps compiled code across restarts, where the user's environment names none."""
+
+    name = "inductor"
+
+    def __init__(self, cache: Path | None = None):
+        self.captures = torch.cuda.is_available()
+        self._graphs = CudaGraph()
+        self._regions = Regions(_compile)
+        self._shapes: set[tuple] = set()
+        self._cache = cache
+
+    def probe(self, environment: Environment) -> str | None:
+        if environment.torch < (2, 1):
+            return f"needs torch 2.1 or later; here is {'.'.join(map(str, environment.torch))}"
+        if not environment.cuda:
+            return None if environment.compiler else "needs a C++ compiler on the path (g++, clang++ or cl)"
+        if "triton" not in environment.packages:
+            on_windows = " (on Windows the package triton-windows)" if environment.system == "Windows" else ""
+            return f"needs the package triton{on_windows}"
+        if not environment.rocm and environment.capability < (7, 0):
+            return f"Triton needs a card of capability 7.0 or later; {environment.device} has %d.%d" % (
+                environment.capability
+            )
+        return None
+
+    def prepare(self, body, inputs: Tensors, progress) -> object:
+        self._remember_shape(inputs)
+        set_cache(self._cache)
+        regions = regions_of(body.unet)
+        with self._regions.counted(regions) as missing:
+            body(inputs)
+        if missing:
+            numbers = iter(range(1, len(missing) + 1))
+            with self._regions.applied(regions, lambda: progress(_saying(next(numbers, "?"), len(missing)))):
+                body(inputs)
+        call = _WithRegions(self._regions, regions)
+        if not self.captures:
+            return call
+        return self._graphs.prepare(lambda tensors: call(body, tensors), inputs, progress)
+
+    def _remember_shape(self, inputs: Tensors) -> None:
+        shape = tuple(tuple(tensor.shape) for tensor in inputs[:4])
+        if shape not in self._shapes and len(self._shapes) >= MOST_SHAPES:
+            raise Unsupported("backend", f"{MOST_SHAPES} sizes are compiled already in this session")
+        self._shapes.add(shape)
+
+    def release(self) -> None:
+        self._graphs.release()
+
+
+class _WithRegions:
+    """A call whose blocks run compiled and whose Python runs as ever."""
+
+    nbytes = 0
+
+    def __init__(self, compiled: Regions, regions: list[Region]):
+        self._compiled, self._regions = compiled, regions
+
+    def __call__(self, body, inputs: Tensors) -> list[torch.Tensor]:
+        with self._compiled.applied(self._regions):
+            return body(inputs)
+
+
+def _saying(number, of: int) -> str:
+    return f"inductor compiles block {number} of {of}"
+
+
+def _compile(graph: torch.fx.GraphModule, examples: list[torch.Tensor]):
+    import torch._inductor
+    from torch._inductor import config
+
+    options: dict[str, object] = {"fx_graph_cache": True} if hasattr(config, "fx_graph_cache") else {}
+    if not examples[0].is_cuda:
+        options["pattern_matcher"] = False  # its patterns take long to load and find nothing in these blocks
+    return torch._inductor.compile(graph, examples, options=options)
+
+
+def set_cache(folder: Path | None) -> None:
+    """Tell torch where compiled code is kept, unless the user's environment does already."""
+    for name, part in CACHE_VARIABLES.items():
+        if folder is not None and name not in os.environ:
+            os.environ[name] = str(folder / part)
