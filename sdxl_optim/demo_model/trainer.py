@@ -128,6 +128,20 @@ def compiled(function: Callable, inputs: tuple, model: nn.Module, run: Run) -> C
     return made
 
 
+def laid_out_as(p: torch.Tensor, grad: torch.Tensor | None) -> torch.Tensor | None:
+    """`grad` with the strides of `p`, as the optimizer's kernels for many tensors want them.
+
+    A 1x1 convolution's weight in channels_last has two sets of strides for the same order in memory; kernels differ in
+    which they give, and one that differs makes the optimizer go through all tensors one by one.
+    """
+    if grad is None or grad.stride() == p.stride():
+        return grad
+    real = [i for i, n in enumerate(p.shape) if n > 1]
+    if all(grad.stride(i) == p.stride(i) for i in real):
+        return grad.as_strided(p.shape, p.stride())
+    return torch.empty_like(p).copy_(grad)
+
+
 class Trainer:
     """AdamW, clipped gradients, EMA weights; on a GPU the whole step is one CUDA graph.
 
@@ -156,6 +170,8 @@ class Trainer:
         with self.run.autocast():
             loss, shown = self.loss(*batch)
         loss.backward()
+        for p in self.parameters:
+            p.grad = laid_out_as(p, p.grad)
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0, foreach=True)
         self.optimizer.step()
         with torch.no_grad():
@@ -180,6 +196,11 @@ class Trainer:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
+            try:
+                self._step(*self.inputs)
+            except RuntimeError:
+                log.exception("%s: trying again with the optimizer's kernels unfused", self.name)
+                self.optimizer.param_groups[0].update(fused=False, foreach=True)
             for _ in range(3):
                 self._step(*self.inputs)
         torch.cuda.current_stream().wait_stream(side)

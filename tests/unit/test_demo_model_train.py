@@ -72,6 +72,19 @@ def test_a_run_out_of_time_saves_its_state(tmp_path):
     assert json.loads((tmp_path / "line-state.json").read_text())["step"] == 0
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_gradients_are_laid_out_as_their_parameters(kernel):
+    p = torch.randn(8, 4, kernel, kernel).to(memory_format=torch.channels_last)
+    p = torch.empty_strided(p.shape, (4 * kernel**2, 1, 4 * kernel, 4)).copy_(p)
+    grad = torch.randn(8, 4, kernel, kernel)
+    found = trainer.laid_out_as(p, grad)
+    assert found.stride() == p.stride()
+    assert torch.equal(found, grad)
+    assert (found.data_ptr() == grad.data_ptr()) == (kernel == 1)
+    assert trainer.laid_out_as(p, found) is found
+    assert trainer.laid_out_as(p, None) is None
+
+
 def test_pieces_are_small_and_the_first_comes_last(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "PIECE", 100)
     tensors = {name: torch.full((20,), float(i)) for i, name in enumerate("abc")}
