@@ -108,7 +108,9 @@ def _generate_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_generate)
     model = "A folder in diffusers' format, a .safetensors file, or a name on the Hugging Face hub."
     parser.add_argument("--model", required=True, metavar="MODEL", help=model)
-    parser.add_argument("--prompt", required=True, metavar="TEXT")
+    parser.add_argument("--prompt", metavar="TEXT")
+    many = "Instead of --prompt: a file with a prompt a line. All are encoded, then all denoised, then all decoded."
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help=many)
     parser.add_argument("--negative", metavar="TEXT", help="The negative prompt.")
     parser.add_argument(
         "--refiner", metavar="MODEL", help="A second model, for the last steps or as image-to-image."
@@ -232,8 +234,7 @@ def _read_json(text: str) -> object:
 def _generate(args: argparse.Namespace) -> int:
     values, chosen = _values(args, SAMPLING | GENERATE), read_settings(args)
     out = _folder(args.out)
-    if not args.prompt.strip():
-        raise SettingsError("--prompt", args.prompt, "a text")
+    prompts = _prompts(args)
     for name in ("switch_at", "refiner_strength", "refiner_steps"):
         if getattr(args, name) is not None and not args.refiner:
             raise SettingsError(f"--{name.replace('_', '-')}", values[name], "only together with --refiner")
@@ -243,18 +244,19 @@ def _generate(args: argparse.Namespace) -> int:
 
     from sdxl_optim.bench.measure import PeakMemory, Stopwatch
     from sdxl_optim.host.diffusers.generate import Request, generate
+    from sdxl_optim.host.diffusers.many import generate_many
     from sdxl_optim.host.diffusers.models import check_device
 
     device = check_device(values.pop("device"))
     dtype, sampler = values.pop("dtype"), values.pop("sampler")
     values["steps"] = chosen.steps or values["steps"]
-    request = Request(args.prompt, args.negative, **values)
+    requests = [Request(prompt, args.negative, **values) for prompt in prompts]
     watch = Stopwatch(device)
     with PeakMemory(device) as memory:
         models = _load(args, device, dtype, sampler, chosen)
         watch.lap("load")
-        result = generate(models, request, chosen)
-    files = _save(result.images, out, request.seed)
+        result = generate_many(models, requests, chosen) if args.prompts else generate(models, requests[0], chosen)
+    files = _save(result.images, out, values["seed"], values["batch"])
     seconds = watch.seconds | result.seconds
     if args.json:
         facts = {"seconds": seconds, "peak_memory_bytes": memory.bytes, "files": [str(f) for f in files]}
@@ -287,12 +289,28 @@ def _load(args, device, dtype_name: str, sampler: str | None, chosen: Settings):
     return Models(base, refiner, tiny_vae, tuple(notes), calibration=calibration.find(args.model))
 
 
-def _save(images: list, folder: Path, seed: int) -> list[Path]:
+def _prompts(args: argparse.Namespace) -> list[str]:
+    """Of --prompt or --prompts. Raises SettingsError."""
+    if args.prompts is None:
+        if not (args.prompt or "").strip():
+            raise SettingsError("--prompt", args.prompt, "a text, or --prompts with a file of them")
+        return [args.prompt]
+    if args.prompt is not None:
+        raise SettingsError("--prompt", args.prompt, "not together with --prompts")
+    if args.refiner:
+        raise SettingsError("--prompts", str(args.prompts), "not together with --refiner")
+    from sdxl_optim.bench.cli import read_prompts
+
+    return [prompt.text for prompt in read_prompts(args.prompts)]
+
+
+def _save(images: list, folder: Path, seed: int, batch: int) -> list[Path]:
+    """Names end with each picture's seed: picture k of a batch has seed + k."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for k, image in enumerate(images):
         number = 1 + max((int(p.name[:5]) for p in folder.glob("[0-9]" * 5 + "-*.png")), default=0)
-        files.append(folder / f"{number:05}-{seed + k}.png")
+        files.append(folder / f"{number:05}-{seed + k % batch}.png")
         image.save(files[-1])
     return files
 

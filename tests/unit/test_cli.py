@@ -40,7 +40,8 @@ def test_every_setting_with_a_choice_is_an_option_with_its_help(capsys, monkeypa
         if f.path in (("enabled",), ("steps",)) or (declaration.kind == "choice" and len(declaration.choices) < 2):
             assert f.name not in told or f.name == "steps"
             continue
-        about = told[f.path[0] if f.path[1:] == ("enabled",) else f.name.removesuffix(".enabled")]
+        short = {"memory.offload": "offload", "memory.weights": "weights"}
+        about = told[f.path[0] if f.path[1:] == ("enabled",) else short.get(f.name, f.name.removesuffix(".enabled"))]
         words = [declaration.help, declaration.allowed.removesuffix(", or null")]  # null is: left out
         if not declaration.nullable:
             words.append(f"default {str(declaration.default).lower()}")

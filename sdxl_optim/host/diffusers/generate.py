@@ -102,7 +102,7 @@ def generate(
         return images
 
     with (
-        _decoder(refiner or base, models.tiny_vae, settings, job),
+        decoder_as_asked(refiner or base, models.tiny_vae, settings, job),
         vae_as_asked(models, settings.vae, job),
         memory_as_asked(models, settings.memory, job),
     ):
@@ -198,7 +198,7 @@ def _from_first_step(calls: list[Call]) -> list[Call]:
 
 
 @contextmanager
-def _decoder(pipe, tiny_vae: AutoencoderTiny | None, settings: Settings, job: JobReport) -> Iterator[None]:
+def decoder_as_asked(pipe, tiny_vae: AutoencoderTiny | None, settings: Settings, job: JobReport) -> Iterator[None]:
     """While entered, the pipeline that makes the picture decodes as the settings ask."""
     job.decoder = "the model's VAE"
     if settings.vae.decoder != "tiny" or tiny_vae is None:
