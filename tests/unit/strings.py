@@ -13,7 +13,10 @@ from sdxl_optim.words import to_translate
 
 PACKAGE = Path(declared.__file__).parent
 SENTENCES = ("plan", "run", "report", "summary", "advice", "calibration", "layout")
-HOST = ("sampling", "vae", "foresight", "page", "preset_ui", "ui", "tab", "options", "extension", "references")
+HOST = (
+    "sampling", "vae", "memory", "foresight", "page", "preset_ui", "ui", "tab",
+    "options", "extension", "references",
+)  # fmt: skip
 COMPONENTS = {"Button", "Accordion", "UploadButton", "ToolButton", "Textbox", "Radio", "Dropdown", "Slider", "HTML",
               "File", "Dataframe", "Gallery", "Checkbox", "InputAccordion"}  # fmt: skip
 SHOWN_BY = {"Note", "note", "words", "joined", "append", "show_plan", "_error", "as_html"}
