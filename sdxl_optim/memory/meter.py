@@ -13,13 +13,13 @@ class Meter:
     def __init__(self, device: torch.device, budget: float = 0.0):
         """budget: GB of 10^9 bytes that may be filled, 0 for all that is free."""
         self.device = torch.device(device)
-        self._budget = int(budget * 1e9)
+        self.budget = budget
         self.measures = self.device.type == "cuda"
 
     def limit(self) -> int | None:
         """What tensors may take in all, or None for no bound."""
-        if self._budget or not self.measures:
-            return self._budget or None
+        if self.budget or not self.measures:
+            return int(self.budget * 1e9) or None
         free, _ = torch.cuda.mem_get_info(self.device)
         return int((free + torch.cuda.memory_reserved(self.device)) * (1 - MARGIN))
 

@@ -152,11 +152,10 @@ class Part:
         self.lane.finish()
         for hook in self._hooks:
             hook.remove()
-        for piece in self.pieces:
-            piece.go_home()
-            piece.release(device)
-        for tensor in self.loose:
-            if tensor.device.type != "meta":
+        if not any(tensor.is_meta for tensor in self.module.parameters()):  # else its host has thrown it away
+            for piece in self.pieces:
+                piece.release(device)
+            for tensor in self.loose:
                 tensor.data = tensor.data.to(device)
         self._buffer, self._slots, self._held = None, [], []
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -74,7 +74,7 @@ def _forward(module: nn.Module, wanted, tile, run, per_latent: int, report: VaeR
             def one(part):
                 return original(part.to(dtype), **more)
 
-            with computing_in(module, dtype), torch.autocast(x.device.type, enabled=False):
+            with computing_in(module, dtype), _no_autocast(x.device.type):
                 sides = [n // per_latent for n in x.shape[-2:]]
                 if tile is None or max(sides) <= tile:
                     return one(x)
@@ -98,6 +98,10 @@ def _forward(module: nn.Module, wanted, tile, run, per_latent: int, report: VaeR
         return forward
 
     return make
+
+
+def _no_autocast(kind: str):
+    return torch.autocast(kind, enabled=False) if kind in ("cuda", "cpu") else nullcontext()
 
 
 def _safer(dtype: torch.dtype, device: torch.device) -> tuple[torch.dtype, ...]:

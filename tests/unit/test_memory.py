@@ -243,6 +243,17 @@ def test_an_error_in_the_middle_does_no_harm(mode, expected):
     assert hooks_on(parts) == 0
 
 
+def test_a_model_that_was_thrown_away_stays_so():
+    parts = make_parts()
+    mover = opened(parts, "staged")
+    work(parts)
+    for part in parts.values():
+        part.to("meta")
+    mover.close()
+    assert all(t.is_meta for part in parts.values() for t in tensors_of(part))
+    assert hooks_on(parts) == 0
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_the_host_may_move_and_load_meanwhile(mode, expected):
     parts, other = make_parts(), make_parts()

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from .client import Client
 from .live import CUTOFF, DEEPCACHE, FREEU, HIRES, SMALLER, TINY, error_of, notes
+from .server import SETTINGS
 from .test_techniques import noise
 
 OFFLOADS = ("staged", "model", "sequential")
@@ -24,6 +26,8 @@ def case(case):
     before = case.get("/probe/checksum")
     yield case
     case.post("/probe/off")
+    if case.changed:
+        Client.options(case, **{name: SETTINGS[name] for name in case.changed})
     case.txt2img(**SMALLER)
     assert case.get("/probe/checksum") == before
 

@@ -30,6 +30,7 @@ def register_callbacks() -> None:
     preset_ui.load()
     load_into_main_memory_if_chosen()
     script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
+    script_callbacks.on_model_loaded(memory.on_model_loaded)
     script_callbacks.on_before_ui(add_axes)
     script_callbacks.on_infotext_pasted(infotext.on_infotext_pasted)
     script_callbacks.on_image_grid(grid.on_image_grid)

@@ -77,10 +77,14 @@ class Placement:
             _in_place = None
         self.undo(next(self.model.parameters()).device)
 
+    def serves(self, memory: Memory) -> bool:
+        return (self.memory.offload, self.memory.weights) == (memory.offload, memory.weights)
+
     def prepare(self, p, settings: Settings) -> None:
         """Before a pass of this request."""
         if self.mover is None:
             return
+        self.mover.meter.budget = settings.memory.budget
         latents = p.width * p.height / 64
         if getattr(p, "is_hr_pass", False):
             latents = p.hr_upscale_to_x * p.hr_upscale_to_y / 64
@@ -137,7 +141,13 @@ def _why_no_offload(model) -> str | None:
 
 def withdraw(memory: Memory) -> None:
     """A request begins: if it asks for something else than what is in place, undo that."""
-    if _in_place is not None and _in_place.memory != memory:
+    if _in_place is not None and not _in_place.serves(memory):
+        _undo()
+
+
+def on_model_loaded(model) -> None:
+    """The host's callback. What waits in main memory for a model that it has thrown away is let go."""
+    if _in_place is not None and next(_in_place.model.parameters()).is_meta:
         _undo()
 
 
@@ -157,7 +167,7 @@ def ensure(p, settings: Settings, report: JobReport) -> None:
         return
     model = shared.sd_model
     stale = _in_place is not None and _in_place.mover is not None and _in_place.mover.changed
-    if _in_place is not None and (_in_place.model is not model or _in_place.memory != memory or stale):
+    if _in_place is not None and (_in_place.model is not model or not _in_place.serves(memory) or stale):
         _undo()
     if _in_place is None:
         _in_place = Placement(model, memory, [])
