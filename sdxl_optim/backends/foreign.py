@@ -7,10 +7,12 @@ from collections.abc import Callable
 from torch import nn
 
 OURS = __name__.split(".")[0]
+MOVES = f"{OURS}.memory"  # ours, too, but weights that come and go can't be in a captured call
 
 
 def foreign_python(unet: nn.Module, harmless: Callable[[nn.Module], bool] = lambda module: False) -> str | None:
-    """Who besides us has replaced a `forward` or hooked a layer inside `unet`, in a sentence, or None.
+    """Who has replaced a `forward` or hooked a layer inside `unet`, in a sentence, or None. Of our own, offload and fp8
+    count.
 
     Hooks on the UNet itself run outside what is captured. harmless: of a module, whose replaced `forward` is idle.
     """
@@ -30,7 +32,8 @@ def foreign_python(unet: nn.Module, harmless: Callable[[nn.Module], bool] = lamb
 
 
 def _is_ours(function) -> bool:
-    return _module(function).split(".")[0] == OURS
+    module = _module(function)
+    return module.split(".")[0] == OURS and not module.startswith(MOVES)
 
 
 def _module(function) -> str:

@@ -29,8 +29,8 @@ class Fp8Weights:
     """While open, the weights of the module's Linear and Conv2d layers are stored in 8 bits.
 
     on_layer: called with each layer before it is first touched; what was merged into its weight must leave it there.
-    pending: whether somebody will change the layer's weight in its next call. They get the original, and what they make
-    of it is stored: small changes would be lost between the steps of rounded weights.
+    pending, merge: whether somebody wants to change a layer's weight, and the function that lets them. They get the
+    original, and what they make of it is stored: small changes would be lost between the steps of rounded weights.
     """
 
     def __init__(
@@ -38,8 +38,9 @@ class Fp8Weights:
         module: nn.Module,
         on_layer: Callable[[nn.Module], None] = lambda layer: None,
         pending: Callable[[nn.Module], bool] = lambda layer: False,
+        merge: Callable[[nn.Module], object] = lambda layer: None,
     ):
-        self._pending = pending
+        self._pending, self._merge = pending, merge
         self.originals: dict[nn.Module, torch.Tensor] = {}
         self.skipped = 0
         self._hooks = []
@@ -75,7 +76,11 @@ class Fp8Weights:
         if weight.dtype == torch.float8_e4m3fn:
             stored = weight.data
             original = self.originals[layer]
-            weight.data = original.to(stored.device, copy=True) if self._pending(layer) else stored.to(original.dtype)
+            if self._pending(layer):
+                weight.data = original.to(stored.device, copy=True)
+                self._merge(layer)
+                _store(weight.data, stored)
+            weight.data = stored.to(original.dtype)
             self._stored[layer] = stored, weight._version
 
     def _after(self, layer, args, output) -> None:
@@ -83,6 +88,10 @@ class Fp8Weights:
             return
         stored, version = self._stored.pop(layer)
         weight = layer.weight
-        if weight._version != version:  # LoRA has changed it
-            stored.copy_(weight.data.clamp(-LARGEST, LARGEST))
+        if weight._version != version:  # somebody has changed it
+            _store(weight.data, stored)
         weight.data = stored
+
+
+def _store(weight: torch.Tensor, stored: torch.Tensor) -> None:
+    stored.copy_(weight.clamp(-LARGEST, LARGEST))

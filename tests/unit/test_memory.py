@@ -11,6 +11,7 @@ import torch
 from ldm_unet import random_inputs, tiny_unet
 from torch import nn
 
+from sdxl_optim.backends.foreign import foreign_python
 from sdxl_optim.host.diffusers.generate import Models, Request, generate
 from sdxl_optim.host.diffusers.tiny import tiny_base
 from sdxl_optim.memory import fp8
@@ -330,6 +331,18 @@ def test_spread():
     assert spread([1, 100, 1], 500) == {0, 1, 2}
 
 
+def test_backends_that_capture_see_that_weights_move():
+    parts = make_parts()
+    assert foreign_python(parts["unet"]) is None
+    mover = opened(parts, "staged")
+    assert "sdxl_optim.memory" in foreign_python(parts["unet"])
+    mover.close()
+    weights = fp8.Fp8Weights(parts["unet"])
+    assert "sdxl_optim.memory" in foreign_python(parts["unet"])
+    weights.close()
+    assert foreign_python(parts["unet"]) is None
+
+
 # --- fp8
 
 
@@ -370,6 +383,28 @@ def test_fp8_computes_with_the_rounded_weights():
         assert torch.equal(layer(x), expected)
     assert layer.weight.dtype == torch.float8_e4m3fn
     weights.close()
+
+
+def test_fp8_merges_from_the_originals():
+    """A small change to rounded weights would be lost. The very call that merges computes with what is stored."""
+    layer, wanted, merged = nn.Linear(64, 64), [0.0], [0.0]
+    original = layer.weight.detach().clone()
+
+    def merge(one):
+        one.weight.copy_(original + wanted[0])
+        merged[0] = wanted[0]
+
+    def rounded(weight):
+        return nn.functional.linear(x, weight.to(torch.float8_e4m3fn).float(), layer.bias)
+
+    weights = fp8.Fp8Weights(nn.Sequential(layer), pending=lambda one: merged != wanted, merge=merge)
+    x = torch.randn(3, 64)
+    with torch.no_grad():
+        for wanted[0] in (0.0, 1e-3, 0.0):
+            assert torch.equal(layer(x), rounded(original + wanted[0]))
+            assert torch.equal(layer(x), rounded(original + wanted[0]))
+    weights.close()
+    assert torch.equal(layer.weight, original)
 
 
 def test_what_does_not_fit_fp8_stays():

@@ -52,7 +52,7 @@ class Placement:
     def _place(self, model, memory: Memory, notes: list[Note]) -> None:
         if memory.weights == "fp8" and not _refused("Memory weights", _why_no_fp8(), notes):
             unet = model.model.diffusion_model
-            self.fp8 = fp8.Fp8Weights(unet, on_layer=forget_lora, pending=lora_pending)
+            self.fp8 = fp8.Fp8Weights(unet, on_layer=forget_lora, pending=lora_pending, merge=merge_lora)
         if memory.offload != "host" and not _refused("Memory offload", _why_no_offload(model), notes):
             self._host = HostLowvram(model) if lowvram.is_enabled(model) else None
             meter = HostMeter(devices.device, memory.budget)
@@ -200,7 +200,12 @@ def forget_lora(layer) -> None:
 def lora_pending(layer) -> bool:
     """Whether the host will change this layer's weights at its next call."""
     networks = sys.modules.get("networks")
-    if networks is None or getattr(layer, "network_layer_name", None) is None:
+    if networks is None or shared.opts.lora_functional or getattr(layer, "network_layer_name", None) is None:
         return False
     wanted = tuple((n.name, n.te_multiplier, n.unet_multiplier, n.dyn_dim) for n in networks.loaded_networks)
     return getattr(layer, "network_current_names", ()) != wanted
+
+
+def merge_lora(layer) -> None:
+    """What the host would do in this call, done before it. The host then finds its work done."""
+    sys.modules["networks"].network_apply_weights(layer)
