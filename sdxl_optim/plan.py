@@ -38,6 +38,7 @@ class Facts:
     timesteps: of each step's first call, in the model's own count.
     calibration: of the model, for adaptive DeepCache; else no_calibration is the reason.
     cached_share: of a full call's arithmetic that a call cached by DeepCache at the settings' branch still does.
+    no_backend: reason why the settings' backend can't run, or None.
     """
 
     loop: Loop
@@ -51,11 +52,15 @@ class Facts:
     calibration: Calibration | None = None
     no_calibration: str | None = "this host has no calibration"
     cached_share: float | None = None
+    no_backend: str | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What will run. `steps` has one StepPlan a sampler step; empty where the loop can't be foreseen."""
+    """What will run. `steps` has one StepPlan a sampler step; empty where the loop can't be foreseen.
+
+    backend: the name of the one that runs the calls.
+    """
 
     loop: Loop
     rows: Rows
@@ -66,6 +71,7 @@ class Plan:
     notes: tuple[Note, ...] = ()
     prediction: Counts | None = field(default=None)
     cached_share: float | None = None
+    backend: str = "eager"
 
     @property
     def cut_from(self) -> int | None:
@@ -89,10 +95,11 @@ def make_plan(settings: Settings, facts: Facts) -> Plan:
     freeu = _freeu(settings, facts, notes)
     cut_from = _cutoff(settings, facts, notes)
     deepcache = _deepcache(settings, facts, notes)
+    backend = _backend(settings, facts, notes)
     loop, n = facts.loop, facts.loop.n
     if not loop.foreseeable:
         always = StepPlan(cut=cut_from == 0, freeu=freeu is not None)
-        return Plan(loop, facts.rows, freeu, None, (), always, tuple(notes), None, facts.cached_share)
+        return Plan(loop, facts.rows, freeu, None, (), always, tuple(notes), None, facts.cached_share, backend)
 
     freeu_steps = schedule.window(freeu.start, freeu.stop, n) if freeu else ()
     cached_steps = _cached_steps(deepcache, facts) if deepcache else frozenset()
@@ -104,7 +111,8 @@ def make_plan(settings: Settings, facts: Facts) -> Plan:
     )
     prediction = schedule.predict(steps, loop, facts.rows)
     last = steps[-1] if steps else StepPlan()
-    return Plan(loop, facts.rows, freeu, deepcache, steps, last, tuple(notes), prediction, facts.cached_share)
+    notes = tuple(notes)
+    return Plan(loop, facts.rows, freeu, deepcache, steps, last, notes, prediction, facts.cached_share, backend)
 
 
 def _preset(settings: Settings) -> list[Note]:
@@ -186,6 +194,14 @@ def _calibrated(deepcache: DeepCache, facts: Facts, notes: list[Note]) -> DeepCa
         reason = f"the calibration is of branch {facts.calibration.branch}, not {deepcache.cache_branch_id}"
     notes.append(Note("DeepCache", f"full steps are uniform, not adaptive: {reason}", refused=False))
     return replace(deepcache, mode="uniform")
+
+
+def _backend(settings: Settings, facts: Facts, notes: list[Note]) -> str:
+    name = settings.backend.name
+    if facts.no_backend is None:
+        return name
+    notes.append(Note(words("backend {name}", name=name), joined([facts.no_backend, "the calls ran eagerly"], by="; ")))
+    return "eager"
 
 
 def _cached_steps(deepcache: DeepCache, facts: Facts) -> frozenset[int]:

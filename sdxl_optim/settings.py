@@ -194,7 +194,14 @@ class Vae:
 class Backend:
     """How a UNet call is executed."""
 
-    name: str = choice("eager", ("eager",), "name", "The stock call.", in_ui=False)
+    name: str = choice(
+        "eager",
+        ("eager", "cudagraph", "inductor"),
+        "Backend",
+        "How the UNet's calls are run. Cudagraph launches each as one, inductor compiles them, too. What can't run here"
+        " is eager, and says so.",
+        in_ui=False,
+    )
     attention: str = choice("host", ("host",), "attention", "The WebUI's own.", in_ui=False)
     fp16_accumulation: bool = choice(False, (False,), "fp16 accumulation", "Not available yet.", in_ui=False)
 

@@ -72,7 +72,10 @@ class Execution:
     @contextmanager
     def attached(self, unet: nn.Module, caller: Caller) -> Iterator[None]:
         """While entered, the caller's calls of `unet` are executed by the backend."""
-        reason = foreign_python(unet, self._harmless) if self.backend.captures else None
+        try:
+            reason = foreign_python(unet, self._harmless) if self.backend.captures else None
+        except Unsupported as error:
+            reason = error.reason
         if reason:
             caller.report.add_note(Note(f"backend {self.backend.name}", reason))
             yield

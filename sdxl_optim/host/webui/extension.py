@@ -8,7 +8,7 @@ from modules import script_callbacks
 from modules.shared import opts
 from sdxl_optim import settings as declared
 from sdxl_optim.errors import SettingsError
-from sdxl_optim.host.webui import grid, infotext, memory, options, preset_ui, references, tab, ui
+from sdxl_optim.host.webui import backend, grid, infotext, memory, options, preset_ui, references, tab, ui
 from sdxl_optim.host.webui.api import add_api
 from sdxl_optim.host.webui.job import Job, begin_job, end_job, job_of, log, refuse_request
 from sdxl_optim.host.webui.lowvram import load_into_main_memory_if_chosen
@@ -67,6 +67,8 @@ def before_process(p, tab: str, args: tuple) -> None:
         refuse_request(p, WrongSettings(error))
         return
     memory.withdraw(settings.memory if settings.enabled else Memory())
+    if not grid.is_reference(p):
+        backend.release_others(settings.backend.name if settings.enabled else "eager")
     grid.begin_cell(p, settings)
     if not settings.enabled:
         references.stock_begins(p)

@@ -14,6 +14,7 @@ from modules.shared import opts
 from sdxl_optim.calibration import find as find_calibration
 from sdxl_optim.calibration import timestep_of
 from sdxl_optim.errors import Unsupported
+from sdxl_optim.host.webui import backend
 from sdxl_optim.host.webui.job import Job, job_of
 from sdxl_optim.host.webui.measure import measurement_of
 from sdxl_optim.host.webui.rehearsal import rehearse
@@ -78,7 +79,7 @@ def _others_suspended() -> Iterator[None]:
 def _running(p, sampler, job: Job, steps: int, func) -> Iterator[None]:
     settings = job.settings.for_hires() if p.is_hr_pass else job.settings
     plan = make_plan(settings, gather_facts(p, sampler, settings, steps, func))
-    run = Run(plan, pass_name(p))
+    run = Run(plan, pass_name(p), backend.execution_of(plan.backend))
     job.stages.ends(UPSCALE if p.is_hr_pass else ENCODE)
     job.report.add_pass(p.iteration, run.report)
     _active.append(run)
@@ -136,6 +137,7 @@ def gather_facts(p, sampler, settings: Settings, steps: int, func) -> Facts:
         calibration,
         reason,
         share,
+        backend.why_not(settings),
     )
 
 

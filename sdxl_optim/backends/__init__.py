@@ -1,0 +1,34 @@
+"""How a UNet call is executed: one file a backend, and this table of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from sdxl_optim.backends.cudagraph import CudaGraph
+from sdxl_optim.backends.eager import Eager
+from sdxl_optim.backends.environment import Environment
+from sdxl_optim.backends.inductor import Inductor
+from sdxl_optim.backends.interface import Backend
+
+# By the settings' names. Each takes the folder for what it compiled.
+BACKENDS: dict[str, Callable[[Path | None], Backend]] = {
+    "eager": lambda cache: Eager(),
+    "cudagraph": lambda cache: CudaGraph(),
+    "inductor": Inductor,
+}
+
+
+def create(name: str, cache: Path | None = None) -> Backend:
+    return BACKENDS[name](cache)
+
+
+def why_not(name: str, environment: Environment) -> str | None:
+    """Why the named backend can't run in this environment, or None."""
+    if name != "eager" and environment.host_reason:
+        return environment.host_reason
+    return create(name).probe(environment)
+
+
+def probe_all(environment: Environment) -> dict[str, str | None]:
+    return {name: why_not(name, environment) for name in BACKENDS}
