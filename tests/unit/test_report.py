@@ -115,3 +115,14 @@ def test_lines_for_people():
     assert job.lines() == [f"base: {facts}, store 1.5 MiB; 1.23 s", "decoded by Tiny VAE"]
     job.add_pass(1, finished_pass())
     assert [line.split(":")[0] for line in job.lines()[:2]] == ["batch 1, base", "batch 2, base"]
+
+
+def test_the_stage_that_set_the_peak_is_named():
+    job = JobReport()
+    assert job.peak_stage is None
+    for stage, allocated in (("encode", 7), ("denoise", 5), ("decode", 9), ("denoise", 8)):
+        job.add_peak(stage, allocated * 10**9, (allocated + 1) * 10**9)
+    assert job.lines() == [
+        "peak memory, allocated (reserved): encode 7.00 (8.00) GB, denoise 8.00 (9.00) GB, decode 9.00 (10.00) GB;"
+        " set by decode"
+    ]
