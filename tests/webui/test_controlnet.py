@@ -30,7 +30,8 @@ def controlnet_webui():
         script = server.HERE / "checkpoints_controlnet.py"
         command = [server.webui_python(), script, server.webui_dir(), server.make_checkpoints(), folder]
         subprocess.run(command, env=server.offline(), check=True, capture_output=True)
-        settings = {"sd_model_checkpoint": f"{checkpoints_controlnet.CHECKPOINT}.safetensors"}
+        checkpoint = f"{checkpoints_controlnet.CHECKPOINT}.safetensors"
+        settings = {"sd_model_checkpoint": checkpoint, "control_net_no_detectmap": True}
         yield from running(extensions=[server.EXTENSION, server.PROBE, Path(folder)], settings=settings)
 
 
@@ -38,7 +39,7 @@ def controlnet_webui():
 def unit(controlnet_webui):
     """ControlNet's own part of a request."""
     [model] = controlnet_webui.client.get("/controlnet/model_list")["model_list"]
-    return {"image": encoded(noise()), "module": "none", "model": model, "weight": 1.0, "pixel_perfect": False}
+    return {"enabled": True, "image": encoded(noise()), "module": "none", "model": model, "weight": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +62,23 @@ def case(controlnet_webui, stock_pictures):
 
 
 @pytest.mark.timeout(900)
+def test_controlnet_is_at_work(case, unit):
+    [plain], [plain_pass] = case.stock("txt2img", {**REQUEST, **SMALL}, {})
+    [stock], [stock_pass] = case.stock("txt2img", request(unit), {})
+    assert "ControlNet 0" in stock.infotext
+    assert "ControlNet" not in plain.infotext
+    assert stock_pass == plain_pass
+    assert not np.array_equal(stock.pixels, plain.pixels)
+
+
+@pytest.mark.timeout(900)
 def test_all_together_under_controlnet(case, unit):
     [stock], [stock_pass] = case.stock("txt2img", request(unit), {})
     assert stock_pass == Pass(calls=12, rows=24, full=12, cached=0)
     [picture] = case.generate("txt2img", ALL, request(unit))
     assert case.passes == [Pass(calls=12, rows=18, full=4, cached=8)]
     assert case.reports[0]["freeu"] == "4"
+    assert "ControlNet 0" in picture.infotext
     assert not np.array_equal(picture.pixels, stock.pixels)
 
 
