@@ -111,8 +111,18 @@ def make_plan(settings: Settings, facts: Facts) -> Plan:
     )
     prediction = schedule.predict(steps, loop, facts.rows)
     last = steps[-1] if steps else StepPlan()
-    notes = tuple(notes)
-    return Plan(loop, facts.rows, freeu, deepcache, steps, last, notes, prediction, facts.cached_share, backend)
+    return Plan(
+        loop,
+        facts.rows,
+        freeu,
+        deepcache,
+        steps,
+        last,
+        tuple(notes),
+        prediction,
+        cached_share=facts.cached_share,
+        backend=backend,
+    )
 
 
 def _preset(settings: Settings) -> list[Note]:

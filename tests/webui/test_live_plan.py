@@ -43,7 +43,7 @@ def random_request(rng, samplers, schedulers) -> dict:
         **SMALLER,
         "prompt": rng.choice(NO_LORA),
         "negative_prompt": rng.choice(["", "blurry", ", ".join(["blurry"] * 90)]),
-        "steps": rng.randint(2, 18),  # with 1, the host itself fails with some samplers
+        "steps": rng.randint(1, 18),
         "sampler_name": rng.choice(samplers),
         "scheduler": rng.choice(["Automatic", "Automatic", *schedulers]),
         "cfg_scale": rng.choice([1.0, 5.0, 5.0]),
@@ -67,10 +67,18 @@ def picture(webui):
     return webui.client.txt2img(**SMALLER)[0].pixels
 
 
+def make(client, kind, picture, settings, request):
+    if kind == "img2img":
+        client.img2img(picture, settings, **request)
+    else:
+        client.txt2img(settings, **request)
+
+
 @pytest.mark.parametrize("part", range(10))
 def test_random_settings_and_samplers(client, lists, picture, part):
     rng = random.Random(800 + part)
-    for _ in range(N // 10):
+    done = 0
+    while done < N // 10:
         settings, request = random_settings(rng), random_request(rng, *lists)
         kind = "img2img" if rng.random() < 0.2 and not request.get("enable_hr") else "txt2img"
         if kind == "img2img":
@@ -78,10 +86,13 @@ def test_random_settings_and_samplers(client, lists, picture, part):
         what = f"{kind} {request} {settings}"
         foretold = plan(client, request, settings, kind)
         client.watch()
-        if kind == "img2img":
-            client.img2img(picture, settings, **request)
-        else:
-            client.txt2img(settings, **request)
+        try:
+            make(client, kind, picture, settings, request)
+        except ApiError:  # some samplers fail with few steps; then they do so without the extension
+            with pytest.raises(ApiError):
+                make(client, kind, picture, None, request)
+            continue
+        done += 1
         passes = seen(client.get("/probe/calls"))
         assert len(passes) == len(foretold["passes"]), what
         for line, told, made in zip(foretold["lines"], foretold["passes"].values(), passes, strict=True):

@@ -18,6 +18,8 @@ import torch
 from sdxl_optim.schedule import Call, Loop
 
 MAX_CALLS = 2000
+# What samplers raise where they can't be used: UniPC with fewer steps than its order, DPM++ 3M SDE with one.
+FAILURES = (AssertionError, AttributeError, KeyError, NameError, RuntimeError, TypeError, ValueError)
 
 
 class CannotRehearse(Exception):
@@ -30,7 +32,7 @@ def rehearse(sampler, func: Callable) -> Loop:
     model = _Model(sampler.model_wrap_cfg)
     try:
         _run(sampler, func, model)
-    except (CannotRehearse, AttributeError, KeyError, NameError, RuntimeError, TypeError, ValueError):
+    except (CannotRehearse, *FAILURES):
         return Loop(foreseeable=False, needs_uncond=model.need_last_noise_uncond)
     if sampler.func is k_diffusion.sampling.sample_dpm_adaptive:
         # It chooses its steps by its error, which zeros never have: every other model makes it take shorter ones.
