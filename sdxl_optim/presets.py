@@ -31,6 +31,11 @@ class Preset:
 
 _CUTOFF = {"enabled": True, "stop": 0.75}
 
+
+def _tiles(size: int) -> dict[str, Any]:
+    return {"precision": "auto", "tiling": True, "tile_size": size}
+
+
 BUILT_IN = (
     Preset(
         "fastest",
@@ -56,6 +61,34 @@ BUILT_IN = (
         {"freeu": {"enabled": True}, "vae": {"decoder": "full"}},
         steps=40,
         switch_at=0.9,
+    ),
+    Preset(
+        "vram-8gb",
+        "For a card of 8 GB: parts wait in main memory when the card is full, the VAE decodes in tiles.",
+        {"cfg_cutoff": _CUTOFF, "memory": {"offload": "staged", "budget": 6.9}, "vae": _tiles(512)},
+        steps=30,
+    ),
+    Preset(
+        "vram-6gb",
+        "For a card of 6 GB: the parts take turns on the card, the VAE decodes in tiles.",
+        {"cfg_cutoff": _CUTOFF, "memory": {"offload": "staged", "budget": 5.6}, "vae": _tiles(320)},
+        steps=30,
+    ),
+    Preset(
+        "vram-4gb",
+        "For a card of 4 GB: as with 6, and the UNet's weights in fp8. Fine detail changes.",
+        {
+            "cfg_cutoff": _CUTOFF,
+            "memory": {"offload": "staged", "budget": 3.6, "weights": "fp8"},
+            "vae": _tiles(384),
+        },
+        steps=30,
+    ),
+    Preset(
+        "minimal",
+        "In as little memory as possible, at whatever time that takes: layer by layer, the tiny VAE.",
+        {"cfg_cutoff": _CUTOFF, "memory": {"offload": "sequential", "budget": 0.7}, "vae": {"decoder": "tiny"}},
+        steps=30,
     ),
 )
 

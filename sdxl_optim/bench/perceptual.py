@@ -6,6 +6,8 @@ import functools
 import importlib.util
 from pathlib import Path
 
+from sdxl_optim.words import words
+
 PACKAGE = "lpips"
 WEIGHTS = "alexnet-owt-7be5be79.pth"  # torchvision's name, at its place on download.pytorch.org
 WEIGHTS_URL = f"https://download.pytorch.org/models/{WEIGHTS}"
@@ -30,7 +32,8 @@ def missing() -> str:
     if not has_package():
         return "LPIPS is missing: it takes the package lpips (pip install lpips) and AlexNet's weights."
     if not weights_file().is_file():
-        return f"LPIPS is missing: AlexNet's weights ({WEIGHTS}, {WEIGHTS_SIZE}) are not in torch's checkpoints folder."
+        text = "LPIPS is missing: AlexNet's weights ({file}, {size}) are not in torch's checkpoints folder."
+        return words(text, file=WEIGHTS, size=WEIGHTS_SIZE)
     return ""
 
 

@@ -12,11 +12,10 @@ from sdxl_optim import settings as declared
 from sdxl_optim.words import to_translate
 
 PACKAGE = Path(declared.__file__).parent
-SENTENCES = ("plan", "run", "report", "summary", "advice", "calibration", "layout")
-HOST = (
-    "sampling", "vae", "memory", "foresight", "page", "preset_ui", "ui", "tab",
-    "options", "extension", "references",
-)  # fmt: skip
+SENTENCES = ("*.py", "memory/*.py", "patches/*.py", "backends/*.py", "host/webui/*.py")
+# Their texts reach a command line, a file or a report of their own.
+ELSEWHERE = ("cli.py", "settings.py", "settings_table.py", "overrides.py", "presets.py", "preset_file.py", "words.py",
+             "errors.py", "grid.py", "measure.py", "bench.py", "api.py", "machine.py")  # fmt: skip
 COMPONENTS = {"Button", "Accordion", "UploadButton", "ToolButton", "Textbox", "Radio", "Dropdown", "Slider", "HTML",
               "File", "Dataframe", "Gallery", "Checkbox", "InputAccordion"}  # fmt: skip
 SHOWN_BY = {"Note", "note", "words", "joined", "append", "show_plan", "_error", "as_html"}
@@ -44,8 +43,7 @@ def declared_texts() -> Iterator[str]:
 
 
 def sources() -> list[Path]:
-    files = [PACKAGE / f"{name}.py" for name in SENTENCES] + [PACKAGE / "host" / "webui" / f"{n}.py" for n in HOST]
-    return [path for path in files if path.exists()]
+    return [path for pattern in SENTENCES for path in PACKAGE.glob(pattern) if path.name not in ELSEWHERE]
 
 
 def texts_in(source: str) -> Iterator[set[str]]:

@@ -9,10 +9,8 @@ from fastapi import FastAPI, HTTPException
 from modules import shared
 from sdxl_optim import settings as declared
 from sdxl_optim.errors import SettingsError
-from sdxl_optim.host.webui.foresight import NotForeseeable, foresee
-from sdxl_optim.host.webui.vae import foreseen_decoder
+from sdxl_optim.host.webui.foresight import NotForeseeable, foresee, in_words
 from sdxl_optim.plan import Plan
-from sdxl_optim.summary import lines
 
 PATH = "/sdxl-optim/plan"
 
@@ -34,8 +32,7 @@ def plan(body: dict[str, Any]) -> dict[str, Any]:
         plans = foresee(body.get("request", {}), chosen, bool(body.get("img2img")))
     except (SettingsError, NotForeseeable, TypeError) as error:
         raise HTTPException(status_code=422, detail=str(error)) from None
-    decoder, notes = foreseen_decoder(chosen)
-    shown, said = lines(plans, decoder, notes)
+    shown, said = in_words(plans, chosen)
     return {"lines": shown, "notes": said, "passes": {name: _numbers(plan) for name, plan in plans.items()}}
 
 

@@ -18,10 +18,13 @@ from modules.processing import (
     StableDiffusionProcessingImg2Img,
     StableDiffusionProcessingTxt2Img,
 )
+from sdxl_optim.host.webui.memory import foreseen as foreseen_placement
 from sdxl_optim.host.webui.rehearsal import with_globals
 from sdxl_optim.host.webui.sampling import gather_facts, pass_name
+from sdxl_optim.host.webui.vae import foreseen_decoder
 from sdxl_optim.plan import Plan, make_plan
 from sdxl_optim.settings import Settings
+from sdxl_optim.summary import lines
 
 
 class NotForeseeable(Exception):
@@ -89,6 +92,13 @@ def _keep_to_itself(sampler) -> None:
     silent = with_globals(type(sampler).sample_img2img, extra_noise_callback=lambda params: None)
     sampler.sample_img2img = MethodType(silent, sampler)
     sampler.create_noise_sampler = lambda x, sigmas, p: None
+
+
+def in_words(plans: dict[str, Plan], settings: Settings) -> tuple[list[str], list[str]]:
+    """The live plan: a line for each pass, and what is refused or to be said."""
+    facts, notes = foreseen_placement(sd_models.model_data.sd_model, settings.memory)
+    decoder, said = foreseen_decoder(settings)
+    return lines(plans, [*decoder, *facts], [*notes, *said])
 
 
 # --- prompts, as far as they decide the number of rows: their parts and lengths

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
-from html import escape
 
 import gradio as gr
 
 from modules import launch_utils, modelloader, shared
 from sdxl_optim.bench import perceptual
+from sdxl_optim.words import as_html, words
 
 INSTALL = "Install the package lpips"
 FETCH = f"Fetch AlexNet's weights ({perceptual.WEIGHTS_SIZE})"
@@ -28,7 +28,7 @@ def _label() -> str:
 
 
 def _line(text: str) -> str:
-    return f"<p>{escape(text)}</p>" if text else ""
+    return f"<p>{as_html(text)}</p>" if text else ""
 
 
 def _get() -> Iterator[tuple]:
@@ -43,11 +43,12 @@ def _install() -> str:
     if shared.cmd_opts.disable_extension_access:
         return "The WebUI was started so that others can reach it, and installs nothing from its page then."
     if launch_utils.args.skip_install:
-        return f"The WebUI was started with --skip-install. By hand: pip install --no-deps {perceptual.PACKAGE}"
+        text = "The WebUI was started with --skip-install. By hand: {command}"
+        return words(text, command=f"pip install --no-deps {perceptual.PACKAGE}")
     try:
         launch_utils.run_pip(f"install --no-deps {perceptual.PACKAGE}", perceptual.PACKAGE)
     except RuntimeError as error:
-        return f"The package lpips could not be installed. {str(error).strip().splitlines()[-1]}"
+        return words("The package lpips could not be installed. {error}", error=str(error).strip().splitlines()[-1])
     importlib.invalidate_caches()
     return ""
 
@@ -60,8 +61,6 @@ def _fetch() -> str:
             perceptual.WEIGHTS_URL, model_dir=str(file.parent), file_name=file.name, hash_prefix="7be5be79"
         )
     except (OSError, RuntimeError) as error:
-        return (
-            f"AlexNet's weights could not be fetched from {perceptual.WEIGHTS_URL} ({error}). "
-            f"Put the file into {file.parent}."
-        )
+        text = "AlexNet's weights could not be fetched from {url} ({error}). Put the file into {folder}."
+        return words(text, url=perceptual.WEIGHTS_URL, error=error, folder=file.parent)
     return ""

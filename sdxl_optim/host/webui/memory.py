@@ -16,6 +16,7 @@ from sdxl_optim.memory.mover import TEXT, UNET, VAE, Mover
 from sdxl_optim.plan import Note
 from sdxl_optim.report import JobReport
 from sdxl_optim.settings import Memory, Settings
+from sdxl_optim.words import joined
 
 CPU = torch.device("cpu")
 UNET_WORK = 20_000  # bytes a latent pixel and row that a call is expected to need, until it was measured
@@ -113,6 +114,19 @@ _in_place: Placement | None = None
 def _parts_of(model) -> dict[str, torch.nn.Module]:
     text = model.conditioner if hasattr(model, "conditioner") else model.cond_stage_model
     return {TEXT: text, UNET: model.model.diffusion_model, VAE: model.first_stage_model}
+
+
+def foreseen(model, memory: Memory) -> tuple[list[str], list[Note]]:
+    """What a `Placement` on `model` would be, in words, and what it would refuse; nothing is moved."""
+    facts: list[str] = []
+    notes: list[Note] = []
+    if memory.weights == "fp8" and not _refused("Memory weights", _why_no_fp8(), notes):
+        facts.append("UNet in fp8")
+    if memory.offload != "host" and not _refused("Memory offload", _why_no_offload(model), notes):
+        facts.append(joined([memory.offload, " ", "offload"]))
+        if devices.device.type == "cpu":
+            notes.append(Note("Memory offload", "there is no GPU here, so nothing is saved", refused=False))
+    return facts, notes
 
 
 def _refused(feature: str, reason: str | None, notes: list[Note]) -> bool:

@@ -17,12 +17,10 @@ from sdxl_optim import presets
 from sdxl_optim import settings as declared
 from sdxl_optim.advice import advise
 from sdxl_optim.errors import SettingsError
-from sdxl_optim.host.webui.foresight import NotForeseeable, foresee
+from sdxl_optim.host.webui.foresight import NotForeseeable, foresee, in_words
 from sdxl_optim.host.webui.job import log
 from sdxl_optim.host.webui.machine import machine
-from sdxl_optim.host.webui.vae import foreseen_decoder
 from sdxl_optim.report import JobReport
-from sdxl_optim.summary import lines
 from sdxl_optim.words import as_html, words
 
 # Fields of a request, and the components of a tab that hold them; {} is the tab's name.
@@ -161,8 +159,7 @@ class Page:
         try:
             settings = declared.from_flat(flat)
             plans = foresee(as_request(given), settings, self.tab == "img2img")
-            decoder, notes = foreseen_decoder(settings)
-            return show_plan(*lines(plans, decoder, notes))
+            return show_plan(*in_words(plans, settings))
         except (SettingsError, NotForeseeable) as error:
             return show_plan([], [words("no plan yet: {reason}", reason=error)])
         except Exception as error:  # whatever a half-filled form holds, the page goes on

@@ -240,7 +240,8 @@ def _about(results: Results, rows: list[Row]) -> str:
         for name in FILES
         if (results.folder / name).is_file()
     ]
-    lines = [" · ".join(links), escape(_short(results.folder / REPORT)), *map(escape, what_is_missing(rows))]
+    place = words("{path}", path=_short(results.folder / REPORT))
+    lines = [" · ".join(links), as_html(place), *map(as_html, what_is_missing(rows))]
     return "".join(f"<p>{line}</p>" for line in lines if line)
 
 

@@ -43,10 +43,9 @@ def why_no_tiny_decoder() -> str | None:
 
 def foreseen_decoder(settings: Settings) -> tuple[list[str], list[Note]]:
     """What will decode, in words, and what there is to say of it; without loading or fetching anything."""
-    if settings.vae.decoder == "full":
-        return ["full VAE"], []
     if settings.vae.decoder != "tiny":
-        return [], []
+        facts = ["full VAE"] if settings.vae.decoder == "full" else []
+        return facts + (["VAE in tiles"] if settings.vae.tiling else []), []
     if decoder_path().exists():
         return ["Tiny VAE"], []
     text = words("{file} is fetched when it is first used", file=decoder_path().name)
