@@ -82,7 +82,7 @@ def _flags(m: Machine) -> list[str]:
         found.append(f"--medvram takes about 1.5 times as long, and is not needed with {gib:.0f} GiB: leave it out.")
     if m.no_half and m.device == "cuda":
         found.append("--no-half computes at double the size: leave it out unless pictures turn out black.")
-    elif m.no_half_vae:
+    elif m.no_half_vae and m.device == "cuda":
         found.append("--no-half-vae takes 2 GiB more to decode: the tiny VAE does without.")
     if m.device == "cuda" and m.attention in ("Doggettx", "InvokeAI", "V1", "sub-quadratic", "None"):
         text = (

@@ -68,4 +68,4 @@ def test_flags_in_the_way(more, start):
 def test_flags_that_are_right_are_left_alone():
     assert len(advise(card(6, medvram=True))) == 1
     assert len(advise(card(24, attention="xformers"))) == 1
-    assert len(advise(Machine(device="cpu", no_half=True, attention="InvokeAI"))) == 1
+    assert len(advise(Machine(device="cpu", no_half=True, no_half_vae=True, attention="InvokeAI"))) == 1
