@@ -14,12 +14,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.webui import browser, server
 from tests.webui.accordion import Tab
 
-ALL = {
-    "freeu": {"enabled": True},
-    "cfg_cutoff": {"enabled": True},
-    "deepcache": {"enabled": True},
-    "vae": {"decoder": "tiny"},
-}
 COLORS = 64  # a palette: flat areas and a few grey edges need no more
 
 
@@ -35,10 +29,12 @@ def main(folder: Path) -> None:
 def take(tab: Tab, folder: Path, name: str) -> None:
     whole = tab.elem_id("enabled")
     shot(tab, whole, folder / f"accordion-closed-{name}")
-    tab.set(ALL)
+    tab.fill_in(steps=30)
+    tab.switch(True, "enabled")
+    tab.preset("fastest")
+    tab.planned("cached")
     tab.page.mouse.move(0, 0)
     shot(tab, whole, folder / f"accordion-open-{name}")
-    tab.fill_in(steps=30)
     tab.generate()
     shot(tab, tab.elem_id("report"), folder / f"report-{name}")
 
