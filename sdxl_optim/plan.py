@@ -99,7 +99,7 @@ def make_plan(settings: Settings, facts: Facts) -> Plan:
     loop, n = facts.loop, facts.loop.n
     if not loop.foreseeable:
         always = StepPlan(cut=cut_from == 0, freeu=freeu is not None)
-        return Plan(loop, facts.rows, freeu, None, (), always, tuple(notes), None, facts.cached_share, backend)
+        return Plan(loop, facts.rows, freeu, None, (), always, tuple(notes), backend=backend)
 
     freeu_steps = schedule.window(freeu.start, freeu.stop, n) if freeu else ()
     cached_steps = _cached_steps(deepcache, facts) if deepcache else frozenset()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sdxl_optim.plan import Note, Plan
-from sdxl_optim.words import joined
+from sdxl_optim.words import joined, words
 
 
 def summary(plan: Plan) -> list[str]:
@@ -23,6 +23,8 @@ def summary(plan: Plan) -> list[str]:
     work = plan.work(counts)
     if work is not None and work < 0.995:
         parts.append(f"about {100 * work:.0f} % of the work")
+    if plan.backend != "eager":
+        parts.append(words("{name}", name=plan.backend))
     return parts
 
 
