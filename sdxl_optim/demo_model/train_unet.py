@@ -148,7 +148,9 @@ class Telling(nn.Module):
         """-> noise [B, 4, 32, 32], logits [B, 9, sum(check.GROUPS)]."""
         added = {"text_embeds": pooled, "time_ids": micro}
         out = self.unet(noisy, t, context, added_cond_kwargs=added, return_dict=False)[0]
-        return out, self.head(F.adaptive_avg_pool2d(self.middle.float(), 3).flatten(2).transpose(1, 2))
+        # Kept on, it would keep this call's autograd nodes, whose stream a later capture must not wait for.
+        middle, self.middle = self.middle, None
+        return out, self.head(F.adaptive_avg_pool2d(middle.float(), 3).flatten(2).transpose(1, 2))
 
 
 def train_diffusion(run: Run, stage: Stage, name: str, unet: nn.Module, timesteps: int) -> None:

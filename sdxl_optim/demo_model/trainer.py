@@ -212,6 +212,8 @@ class Trainer:
         except Exception:
             log.exception("%s: the step can't be captured; training goes on without", self.name)
             self.graph = False
+            with torch.cuda.graph(torch.cuda.CUDAGraph()):  # a good capture's end puts the random generator right
+                torch.zeros(1, device=self.run.device)
             return False
         self.graph = graph
         log.info("%s: step captured", self.name)
