@@ -69,6 +69,7 @@ class Tape:
 
     name = "cudagraph"
     captures = True
+    bakes_weights = False
 
     def __init__(self):
         self.prepared = self.replays = self.released = 0

@@ -10,12 +10,18 @@ from sdxl_optim.backends.eager import Eager
 from sdxl_optim.backends.environment import Environment
 from sdxl_optim.backends.inductor import Inductor
 from sdxl_optim.backends.interface import Backend
+from sdxl_optim.backends.onediff import OneDiff
+from sdxl_optim.backends.stable_fast import StableFast
+from sdxl_optim.backends.tensorrt import TensorRT
 
 # By the settings' names. Each takes the folder for what it compiled.
 BACKENDS: dict[str, Callable[[Path | None], Backend]] = {
     "eager": lambda cache: Eager(),
     "cudagraph": lambda cache: CudaGraph(),
     "inductor": Inductor,
+    "onediff": OneDiff,
+    "stable-fast": StableFast,
+    "tensorrt": TensorRT,
 }
 
 

@@ -70,12 +70,16 @@ class UNetBody:
         return UNetBody(self.unet, self._forward, self._arguments, self.kind, self._store, bare=False)
 
     def __call__(self, inputs: Tensors) -> list[torch.Tensor]:
+        return self.run(self._forward, inputs)
+
+    def run(self, forward: Callable, inputs: Tensors) -> list[torch.Tensor]:
+        """The call by another `forward`."""
         inputs = list(inputs)
         reused = inputs.pop() if self.kind.cached else None
         args, kwargs = self._arguments.put_together(inputs)
         apart = self._store.apart(reused) if self._store is not None else nullcontext([])
         with bare_half(self.unet) if self.bare else nullcontext(), apart as kept:
-            out = self._forward(*args, **kwargs)
+            out = forward(*args, **kwargs)
         leaves, self.structure = tree_flatten(out)
         if not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
             raise Unsupported("backend", f"the UNet answers with a {type(out).__name__} that holds more than tensors")

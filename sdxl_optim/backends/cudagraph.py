@@ -26,6 +26,7 @@ class CudaGraph:
 
     name = "cudagraph"
     captures = True
+    bakes_weights = False
 
     def __init__(self):
         self._buffers = Buffers()

@@ -8,6 +8,7 @@ from sdxl_optim.backends.environment import Environment
 class Eager:
     name = "eager"
     captures = False
+    bakes_weights = False
 
     def probe(self, environment: Environment) -> str | None:
         return None

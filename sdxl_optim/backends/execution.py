@@ -144,7 +144,8 @@ class Execution:
         if weights is None or weights.moved(surroundings):
             self._forget(unet)
             self._weights[unet] = Weights(unet, surroundings)
-        return (id(unet), kind, arguments.signature(), surroundings, _torch_switches())
+        version = self._weights[unet].version() if self.backend.bakes_weights else None
+        return (id(unet), kind, arguments.signature(), surroundings, version, _torch_switches())
 
     def _forget(self, unet: nn.Module) -> None:
         """Its weights are elsewhere now, and what was captured reads the old place."""
@@ -203,6 +204,11 @@ class Weights:
         self._surroundings = surroundings
         unet = self._unet()
         return _addresses([*unet.parameters(), *unet.buffers()]) != self._addresses
+
+
+    def version(self) -> int:
+        """Another number after each change in place."""
+        return sum(tensor._version for tensor in self._unet().parameters())
 
 
 def _addresses(tensors) -> tuple[int, ...]:

@@ -26,6 +26,7 @@ class Inductor:
     """cache: a folder that keeps compiled code across restarts, where the user's environment names none."""
 
     name = "inductor"
+    bakes_weights = False
 
     def __init__(self, cache: Path | None = None):
         self.captures = torch.cuda.is_available()

@@ -45,10 +45,12 @@ class Prepared(Protocol):
 
 
 class Backend(Protocol):
-    """name: as in the settings. captures: Python inside the UNet runs once, when a call is prepared, and not again."""
+    """name: as in the settings. captures: Python inside the UNet runs once, when a call is prepared, and not again.
+    bakes_weights: what is prepared holds the weights' values, not their places."""
 
     name: str
     captures: bool
+    bakes_weights: bool
 
     def probe(self, environment: Environment) -> str | None:
         """Why it can't run here, or None."""

@@ -1,0 +1,48 @@
+"""stable-fast (https://github.com/chengzeyi/stable-fast): the call traced by TorchScript, with its fused operations.
+
+Its own CUDA graphs stay off, ours go around; and so does its memory format, which would lay the host's weights out
+anew. Written to its API; it has not been run here, as it needs its own CUDA build.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sdxl_optim.backends.cudagraph import CudaGraph
+from sdxl_optim.backends.environment import Environment
+from sdxl_optim.backends.interface import Tensors
+from sdxl_optim.backends.whole import CallModule
+
+
+class StableFast:
+    name = "stable-fast"
+    captures = True
+    bakes_weights = False  # preserve_parameters
+
+    def __init__(self, cache: Path | None = None):
+        self._graphs = CudaGraph()
+
+    def probe(self, environment: Environment) -> str | None:
+        if not environment.cuda or environment.rocm:
+            return "needs a CUDA device of NVIDIA's"
+        if "sfast" not in environment.packages:
+            return "needs the package stable-fast"
+        return None
+
+    def prepare(self, body, inputs: Tensors, progress):
+        from sfast.compilers.diffusion_pipeline_compiler import CompilationConfig, compile_unet
+
+        from sdxl_optim.backends.environment import read_environment
+
+        config = CompilationConfig.Default()
+        config.memory_format = None
+        config.preserve_parameters = True
+        config.enable_cuda_graph = False
+        config.enable_triton = "triton" in read_environment().packages
+        progress("stable-fast traces the call")
+        module = compile_unet(CallModule(body).eval(), config)
+        module.forward(*inputs)
+        return self._graphs.prepare(lambda tensors: list(module.forward(*tensors)), inputs, progress)
+
+    def release(self) -> None:
+        self._graphs.release()
