@@ -17,6 +17,22 @@ function sdxlOptimShowHelp() {
     });
 }
 
+// Choices that can't run on this machine are greyed, with the reason as their title.
+function sdxlOptimGreyOut() {
+    gradioApp().querySelectorAll('.sdxl-optim-cannot:not([data-done])').forEach(function(holder) {
+        holder.dataset.done = '1';
+        for (const [id, reasons] of Object.entries(JSON.parse(holder.dataset.cannot))) {
+            gradioApp().querySelectorAll(`#${id} input[type=radio], #${id}-visible-checkbox`).forEach(function(input) {
+                const pieces = reasons[input.value] || reasons['*'];
+                if (!pieces) return;
+                input.disabled = true;
+                input.parentElement.classList.add('sdxl-optim-greyed');
+                input.parentElement.title = pieces.map(sdxlOptimTranslated).join('');
+            });
+        }
+    });
+}
+
 // The live plan is asked for by a hidden button, once the controls have been still for a moment.
 const sdxlOptimTimers = {};
 
@@ -34,6 +50,7 @@ function sdxlOptimPlansSoon() {
 
 onUiLoaded(function() {
     sdxlOptimShowHelp();
+    sdxlOptimGreyOut();
     sdxlOptimPlansSoon();
 });
 onOptionsChanged(sdxlOptimPlansSoon); // another checkpoint, for one

@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         PROG, description="Stable Diffusion XL with optimisations that compose and tell what they did."
     )
     parser.add_argument("--version", action="version", version=__version__)
-    names = "generate | demo | bench | compare | demo-model | calibrate"
+    names = "generate | demo | bench | compare | demo-model | calibrate | doctor"
     commands = parser.add_subparsers(title="commands", required=True, metavar=names)
     usage = f"{PROG} generate --model MODEL --prompt TEXT [options]"
     _generate_options(commands.add_parser("generate", help="make pictures", usage=usage, allow_abbrev=False))
@@ -101,6 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     from sdxl_optim.host.diffusers import calibrate_cli
 
     calibrate_cli.add_command(commands)
+    doctor = commands.add_parser("doctor", help="say what this machine can run, and why not", allow_abbrev=False)
+    doctor.set_defaults(run=_doctor)
     return parser
 
 
@@ -372,6 +374,13 @@ def _demo(args: argparse.Namespace) -> int:
     else:
         models, about = demo.demo_models(device, loading.pick_dtype(dtype, device))
     _say(str(demo.make_demo(models, Request("", **values), out, about).resolve()))
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from sdxl_optim.backends.doctor import examine
+
+    _say(*examine())
     return 0
 
 

@@ -23,6 +23,12 @@ COMBINATION: dict[str, tuple[Path, Path | None, object]] = {
     "model": (("memory", "offload"), None, "model"),
     "sequential": (("memory", "offload"), None, "sequential"),
     "fp8": (("memory", "weights"), None, "fp8"),
+    "cudagraph": (("backend", "name"), None, "cudagraph"),
+    "inductor": (("backend", "name"), None, "inductor"),
+    "onediff": (("backend", "name"), None, "onediff"),
+    "stable-fast": (("backend", "name"), None, "stable-fast"),
+    "tensorrt": (("backend", "name"), None, "tensorrt"),
+    "sdpa": (("backend", "attention"), None, "sdpa"),
 }
 
 
@@ -77,7 +83,7 @@ def apply(settings: Settings, changes: dict[Path, object]) -> Settings:
         base = Settings()
         name = None if changes[PRESET] == OFF else changes[PRESET]
         changes = {**declared.preset_values(name), **changes, PRESET: name}
-    switches_on = any(value not in (False, "host", None) for value in changes.values())
+    switches_on = any(value not in (False, "host", "eager", None) for value in changes.values())
     values = {**declared.flatten(base), **changes, ("enabled",): settings.enabled or switches_on}
     return declared.from_flat(values)
 

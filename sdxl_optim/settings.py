@@ -196,14 +196,17 @@ class Backend:
 
     name: str = choice(
         "eager",
-        ("eager", "cudagraph", "inductor"),
+        ("eager", "cudagraph", "inductor", "onediff", "stable-fast", "tensorrt"),
         "Backend",
-        "How the UNet's calls are run. Cudagraph launches each as one, inductor compiles them, too. What can't run here"
-        " is eager, and says so.",
-        in_ui=False,
+        "How the UNet's calls are run. Cudagraph launches each as one and is ready at once, the others compile first."
+        " What can't run here is eager, and says so.",
     )
-    attention: str = choice("host", ("host",), "attention", "The WebUI's own.", in_ui=False)
-    fp16_accumulation: bool = choice(False, (False,), "fp16 accumulation", "Not available yet.", in_ui=False)
+    attention: str = choice(
+        "host", ("host", "sdpa"), "attention", "Sdpa is torch's own, where the WebUI was started with a slower one."
+    )
+    fp16_accumulation: bool = toggle(
+        False, "fp16 accumulation", "Faster fp16 products on GeForce cards, less exact."
+    )
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import nn
 from sdxl_optim.backends.body import Arguments, UNetBody, can_run_bare, split
 from sdxl_optim.backends.foreign import foreign_python
 from sdxl_optim.backends.interface import Backend, Kind, Prepared, Progress
+from sdxl_optim.backends.switches import has_fp16_accumulation
 from sdxl_optim.errors import Unsupported
 from sdxl_optim.patches.attribute import replaced
 from sdxl_optim.patches.deepcache import DeepCacheStore
@@ -160,7 +161,10 @@ class Execution:
             stock(inputs)  # the first call of all is slow for reasons of its own
         expected, eager_seconds = _timed(lambda: stock(inputs), inputs)
         started = time.perf_counter()
-        prepared = self.backend.prepare(body, inputs, self._progress)
+        try:
+            prepared = self.backend.prepare(body, inputs, self._progress)
+        finally:
+            self._progress("")
         ready_seconds = time.perf_counter() - started
         outputs, replay_seconds = _timed(lambda: prepared(body, inputs), inputs)
         _compare(outputs, expected)
@@ -205,7 +209,6 @@ class Weights:
         unet = self._unet()
         return _addresses([*unet.parameters(), *unet.buffers()]) != self._addresses
 
-
     def version(self) -> int:
         """Another number after each change in place."""
         return sum(tensor._version for tensor in self._unet().parameters())
@@ -222,7 +225,7 @@ def _torch_switches() -> Hashable:
         torch.is_autocast_enabled(),
         torch.is_inference_mode_enabled(),
         cuda.matmul.allow_tf32,
-        getattr(cuda.matmul, "allow_fp16_accumulation", None) if _has_fp16_accumulation() else None,
+        has_fp16_accumulation() and cuda.matmul.allow_fp16_accumulation,
         cudnn.allow_tf32,
         cudnn.benchmark,
         cudnn.deterministic,
@@ -230,13 +233,6 @@ def _torch_switches() -> Hashable:
         cuda.mem_efficient_sdp_enabled(),
         cuda.math_sdp_enabled(),
     )
-
-
-def _has_fp16_accumulation() -> bool:
-    try:
-        return isinstance(torch.backends.cuda.matmul.allow_fp16_accumulation, bool)
-    except (AssertionError, AttributeError):  # how a torch that lacks the switch answers
-        return False
 
 
 def _timed(call: Callable, inputs) -> tuple[list[torch.Tensor], float]:

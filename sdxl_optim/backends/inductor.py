@@ -17,6 +17,7 @@ from sdxl_optim.backends.environment import Environment
 from sdxl_optim.backends.interface import Tensors
 from sdxl_optim.backends.regions import Region, Regions, regions_of
 from sdxl_optim.errors import Unsupported
+from sdxl_optim.words import words
 
 MOST_SHAPES = 8  # of the UNet's inputs that are compiled for in one session
 CACHE_VARIABLES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
@@ -41,12 +42,11 @@ class Inductor:
         if not environment.cuda:
             return None if environment.compiler else "needs a C++ compiler on the path (g++, clang++ or cl)"
         if "triton" not in environment.packages:
-            on_windows = " (on Windows the package triton-windows)" if environment.system == "Windows" else ""
-            return f"needs the package triton{on_windows}"
+            windows = environment.system == "Windows"
+            return "needs the package triton-windows" if windows else "needs the package triton"
         if not environment.rocm and environment.capability < (7, 0):
-            return f"Triton needs a card of capability 7.0 or later; {environment.device} has %d.%d" % (
-                environment.capability
-            )
+            capability = ".".join(map(str, environment.capability))
+            return words("Triton needs a card of capability 7.0 or later; here is {capability}", capability=capability)
         return None
 
     def prepare(self, body, inputs: Tensors, progress) -> object:

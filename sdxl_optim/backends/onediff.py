@@ -1,8 +1,8 @@
-"""OneDiff (https://github.com/siliconflow/onediff): its compiler front end, with whichever of its runtimes is installed.
+"""OneDiff (https://github.com/siliconflow/onediff): its compiler front end, with whichever of its runtimes is there.
 
 nexfort is given the call as a graph. oneflow converts the UNet's own classes, so it runs full calls without FreeU and
 DeepCache alone; what it compiled is kept in a file a kind of call. Neither runtime has a release on PyPI for a current
-torch (`oneflow` there is a placeholder): this is written to the front end's API and tested with a runtime of the tests'.
+torch (`oneflow` there is a placeholder): this is written to the front end's API, and tested with a runtime of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ OPTIONS = {"nexfort": {"mode": "max-optimize:max-autotune:low-precision"}}
 
 
 class OneDiff:
-    """cache: folder for compiled graphs. runtime: a name in OneDiff's registry of backends; None takes what is there."""
+    """cache: folder for compiled graphs. runtime: a name in OneDiff's registry; None takes what is installed."""
 
     name = "onediff"
     captures = True

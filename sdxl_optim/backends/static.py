@@ -16,13 +16,15 @@ class Buffers:
         self._buffers: dict[tuple, torch.Tensor] = {}
 
     def of(self, inputs: Tensors) -> list[torch.Tensor]:
-        """Buffers of the inputs' shapes, holding their contents."""
+        """Buffers of the inputs' shapes, holding their contents, all on the first one's device: a number that a host
+        keeps in main memory (diffusers does a timestep) would else be a constant to what is captured."""
+        device = inputs[0].device
         buffers = []
         with torch.inference_mode(False), torch.no_grad():
             for place, tensor in enumerate(inputs):
-                key = (place, tuple(tensor.shape), tensor.dtype, tensor.device)
+                key = (place, tuple(tensor.shape), tensor.dtype, device)
                 if key not in self._buffers:
-                    self._buffers[key] = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+                    self._buffers[key] = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
                 buffers.append(self._buffers[key].copy_(tensor))
         return buffers
 

@@ -16,7 +16,7 @@ def traced(body, inputs: Tensors) -> torch.fx.GraphModule:
 
 
 class CallModule(nn.Module):
-    """The call with its Python, for compilers that trace by themselves; `unet` is a part of it for its weights' sake."""
+    """The call with its Python, for compilers that trace by themselves. `unet` is a part of it for its weights."""
 
     def __init__(self, body):
         super().__init__()

@@ -183,7 +183,10 @@ def test_the_second_pass_has_the_same_no_or_its_own_techniques():
             "memory.offload: 'disk' is not allowed; allowed: host, staged, model, sequential",
         ),
         ({"memory": {"weights": "fp4"}}, "memory.weights: 'fp4' is not allowed; allowed: host, fp8"),
-        ({"backend": {"name": "fast"}}, "backend.name: 'fast' is not allowed; allowed: eager, cudagraph, inductor"),
+        (
+            {"backend": {"name": "fast"}},
+            "backend.name: 'fast' is not allowed; allowed: eager, cudagraph, inductor, onediff, stable-fast, tensorrt",
+        ),
         ({"steps": 0}, "steps: 0 is not allowed; allowed: an integer from 1 to 150, or null"),
         ({"steps": 151}, "steps: 151 is not allowed; allowed: an integer from 1 to 150, or null"),
         (

@@ -76,6 +76,9 @@ class Tab:
         wanted = [f for f in switches if declared.get(target, f.path)]
         if any(f.path[0] == "hires" for f in changed + wanted):
             browser.open_accordion(self.page, self.elem_id("hires"))
+        for section in ("memory", "backend"):
+            if any(f.path[0] == section for f in changed + wanted):
+                browser.open_accordion(self.page, self.elem_id(f"{section}_section"))
         for field in switches:
             if field in wanted or any(f.path[:-1] == field.path[:-1] for f in changed):
                 browser.open_accordion(self.page, self.elem_id(*field.path))

@@ -25,6 +25,7 @@ _NOTES = re.compile(r'SDXL Optim notes: (?:"((?:[^"\\]|\\.)*)"|([^,]*))')
 _PASS = re.compile(
     r"(?:(?P<name>base|img2img|hires) )?(?P<calls>\d+) calls, (?P<rows>\d+) of (?P<stock_rows>\d+) rows"
     r"(?:, (?P<full>\d+) full and (?P<cached>\d+) cached)?(?:, FreeU in (?P<freeu>\d+))?"
+    r"(?:, \d+ by [a-z-]+)?(?:, \d+ eager instead)?"
     r"(?:, (?P<others>\d+) calls by others uncached)?(?P<stopped>, stopped)?(?P<unplanned>, not as planned)?"
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
@@ -14,6 +14,7 @@ from sdxl_optim.bench.cases import Prompt
 from sdxl_optim.bench.measure import Stopwatch
 from sdxl_optim.calibration import Calibration
 from sdxl_optim.errors import SettingsError
+from sdxl_optim.host.diffusers.backend import switches_as_asked, why_not
 from sdxl_optim.host.diffusers.memory import memory_as_asked
 from sdxl_optim.host.diffusers.run import STEP_TENSORS, DiffusersRun
 from sdxl_optim.host.diffusers.vae import vae_as_asked
@@ -105,6 +106,7 @@ def generate(
         decoder_as_asked(refiner or base, models.tiny_vae, settings, job),
         vae_as_asked(models, settings.vae, job),
         memory_as_asked(models, settings.memory, job),
+        switches_as_asked(settings.backend, job),
     ):
         if refiner is None:
             images = sample(runs[0], base, request.steps, **size)
@@ -125,14 +127,14 @@ def make_plans(models: Models, request: Request, settings: Settings) -> dict[str
     """The passes of this request in order, by name."""
     base, refiner, known = models.base, models.refiner, models.calibration
     if refiner is None:
-        return {"base": make_plan(settings, _facts(request, _base_calls(base, request.steps), known, base))}
+        return {"base": _plan(settings, request, _base_calls(base, request.steps), known, base)}
     if request.refiner_strength is None:
         first = _base_calls(base, request.steps, request.switch_at)
         second = _refiner_calls(refiner, request.steps, denoising_start=request.switch_at)
         if not (first and second):
             allowed = f"a fraction that leaves a step of {request.steps} to each model"
             raise SettingsError("--switch-at", request.switch_at, allowed)
-        return {"base and refiner": make_plan(settings, _facts(request, first + second, known, base, refiner))}
+        return {"base and refiner": _plan(settings, request, first + second, known, base, refiner)}
     steps = request.refiner_steps or request.steps
     second = _refiner_calls(refiner, steps, strength=request.refiner_strength)
     if not second:
@@ -141,9 +143,13 @@ def make_plans(models: Models, request: Request, settings: Settings) -> dict[str
         )
     unknown = (None, "it is the base's that is calibrated")
     return {
-        "base": make_plan(settings, _facts(request, _base_calls(base, request.steps), known, base)),
-        "refiner": make_plan(settings.for_hires(), _facts(request, _from_first_step(second), unknown, refiner)),
+        "base": _plan(settings, request, _base_calls(base, request.steps), known, base),
+        "refiner": _plan(settings.for_hires(), request, _from_first_step(second), unknown, refiner),
     }
+
+
+def _plan(settings: Settings, request: Request, calls: list[Call], calibration, *pipes) -> Plan:
+    return make_plan(settings, replace(_facts(request, calls, calibration, *pipes), no_backend=why_not(settings)))
 
 
 def _facts(request: Request, calls: list[Call], calibration, *pipes) -> Facts:

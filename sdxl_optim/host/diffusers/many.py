@@ -12,6 +12,7 @@ import torch
 
 from sdxl_optim.bench.measure import Stopwatch
 from sdxl_optim.errors import SettingsError
+from sdxl_optim.host.diffusers.backend import switches_as_asked
 from sdxl_optim.host.diffusers.generate import Models, Request, Result, decoder_as_asked, make_plans
 from sdxl_optim.host.diffusers.memory import memory_as_asked
 from sdxl_optim.host.diffusers.run import STEP_TENSORS, DiffusersRun
@@ -35,6 +36,7 @@ def generate_many(
         stack.enter_context(decoder_as_asked(pipe, models.tiny_vae, settings, job))
         stack.enter_context(vae_as_asked(models, _safe(pipe, settings.vae), job))
         stack.enter_context(memory_as_asked(models, settings.memory, job))
+        stack.enter_context(switches_as_asked(settings.backend, job))
         encoded = [_encode(pipe, request) for request in requests]
         watch.lap("encode")
         latents = []

@@ -7,7 +7,9 @@ from contextlib import ExitStack, contextmanager
 
 from diffusers import DiffusionPipeline
 
+from sdxl_optim.backends.interface import Kind
 from sdxl_optim.bench.measure import Stopwatch
+from sdxl_optim.host.diffusers.backend import execution_of
 from sdxl_optim.host.diffusers.deepcache import ScheduledDeepCache
 from sdxl_optim.host.diffusers.freeu import FreeUSwitch, freeu_attached
 from sdxl_optim.plan import Note, Plan
@@ -31,6 +33,8 @@ class DiffusersRun:
     def __init__(self, plan: Plan, name: str, watch: Stopwatch, on_call: Callable[[], object] = lambda: None):
         self.plan = plan
         self.report = PassReport(name, plan)
+        self.kind: Kind | None = None  # of the UNet call under way
+        self.store = None  # the deepcache package has its own
         self._watch, self._on_call = watch, on_call
         self._begun = 0  # calls
         self._freeu: FreeUSwitch | None = None
@@ -54,6 +58,8 @@ class DiffusersRun:
                 self._deepcache.enable()
                 stack.callback(self._close_deepcache)
             stack.callback(pipe.unet.register_forward_pre_hook(self._before_unet).remove)
+            if execution := execution_of(self.plan.backend):
+                stack.enter_context(execution.attached(pipe.unet, self))
             yield
             self._count_freeu()
         self.report.finished = self._begun == len(self.plan.loop.calls)
@@ -95,6 +101,7 @@ class DiffusersRun:
         self._count_freeu()
         if self._freeu:
             self._freeu.turn(step.freeu)
+        self.kind = Kind(cached, freeu=self.plan.freeu if step.freeu else None)
         self.report.count_call(self.plan.rows.cond + self.plan.rows.uncond)
         self.report.count_unet(len(x), True, cached)
 

@@ -13,8 +13,16 @@ from modules import devices, lowvram, paths, sd_hijack, sd_unet, shared
 from sdxl_optim import backends
 from sdxl_optim.backends.environment import Environment, read_environment
 from sdxl_optim.backends.execution import Execution
+from sdxl_optim.backends.switches import fp16_accumulation, why_no_fp16_accumulation
 from sdxl_optim.errors import Unsupported
+from sdxl_optim.host.webui import attention
+from sdxl_optim.host.webui.backend_ui import MOVED
+from sdxl_optim.host.webui.job import Job
+from sdxl_optim.plan import Note
 from sdxl_optim.settings import Settings
+
+# The layers into whose weights the built-in LoRA merges.
+MERGED = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.MultiheadAttention)
 
 _executions: dict[str, Execution] = {}
 
@@ -31,7 +39,7 @@ def host_reason() -> str | None:
     if getattr(model, "is_sd3", False):
         return "SD 3 has other parts"
     if lowvram.is_enabled(model):
-        return "--medvram and --lowvram move the weights in and out of the card"
+        return MOVED
     if devices.unet_needs_upcast:
         return "--upcast-sampling converts weights in each call"
     return None
@@ -68,6 +76,21 @@ def tell_progress(text: str) -> None:
     shared.state.textinfo = text
 
 
+def set_switches(job: Job) -> None:
+    """Attention and accumulation as the request wants them, until its end."""
+    asked = job.settings.backend
+    if asked.attention == "sdpa" and not _refused(job, "attention sdpa", attention.why_no_sdpa()):
+        job.undo.enter_context(attention.sdpa())
+    if asked.fp16_accumulation and not _refused(job, "fp16 accumulation", why_no_fp16_accumulation()):
+        job.undo.enter_context(fp16_accumulation())
+
+
+def _refused(job: Job, feature: str, reason: str | None) -> bool:
+    if reason:
+        job.report.add_note(Note(feature, reason))
+    return bool(reason)
+
+
 # --- what a call depends on
 
 
@@ -98,12 +121,10 @@ def _apply_loras(unet: nn.Module) -> Hashable:
     wanted = tuple((n.name, n.te_multiplier, n.unet_multiplier, n.dyn_dim) for n in networks.loaded_networks)
     if wanted and shared.opts.lora_functional:
         raise Unsupported("backend", "the setting lora_functional applies LoRAs in each call")
-    first = next((m for m in unet.modules() if hasattr(m, "network_layer_name")), None)
-    if first is None:
-        return wanted
+    first = next(m for m in unet.modules() if isinstance(m, MERGED))
     if _applied.get(id(unet)) != wanted or getattr(first, "network_current_names", ()) != wanted:
         for module in unet.modules():
-            if hasattr(module, "network_layer_name"):
+            if isinstance(module, MERGED):
                 networks.network_apply_weights(module)
         _applied.clear()
         _applied[id(unet)] = wanted

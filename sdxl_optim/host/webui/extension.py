@@ -112,6 +112,7 @@ def process(p) -> None:
     }
     _choose_decoder(p, job)
     _offload_beside_previews(job)
+    backend.set_switches(job)
     job.undo.enter_context(tf32(job.settings.memory.cudnn_tf32, job.settings.memory.matmul_tf32))
     job.follow_model(p)
 

@@ -12,7 +12,7 @@ from modules import shared
 from modules.infotext_utils import PasteField
 from modules.ui_components import FormRow, InputAccordion
 from sdxl_optim import settings as declared
-from sdxl_optim.host.webui import infotext, preset_ui
+from sdxl_optim.host.webui import backend_ui, infotext, preset_ui
 from sdxl_optim.host.webui.page import Accordion, Page
 from sdxl_optim.host.webui.vae import copy_decoder
 from sdxl_optim.presets import NONE
@@ -71,6 +71,7 @@ def build(elem_id, page: Page) -> Accordion:
         with FormRow():
             add("vae", "decoder")
         _vae_and_memory(add, elem_id)
+        backend_ui.build(add, elem_id)
         with gr.Accordion("Hires fix pass", open=False, elem_id=elem_id("hires")):
             with FormRow():
                 add("hires", "mode")

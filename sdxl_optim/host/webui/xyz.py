@@ -12,6 +12,7 @@ from sdxl_optim.settings import Field, Path, Settings
 
 ATTRIBUTE = "sdxl_optim_xyz"
 PREFIX = "[SDXL Optim] "
+COMPILES = 0.9  # the host varies costly axes least; a checkpoint's is 1.0
 
 
 class WrongSettings(HTTPException):
@@ -38,7 +39,8 @@ def add_axes() -> None:
     module.axis_options[:] = [o for o in module.axis_options if not o.label.startswith(PREFIX)]
     for field in declared.fields():
         if field.declaration.in_ui and field.path != ("enabled",):
-            module.axis_options.append(_axis(module, field.title, _reader(field), _choices(field)))
+            cost = COMPILES if field.path[0] == "backend" else 0.0
+            module.axis_options.append(_axis(module, field.title, _reader(field), _choices(field), cost))
     module.axis_options.append(_axis(module, "combination", overrides.read_combination, None))
 
 
@@ -56,7 +58,7 @@ def _choices(field: Field):
     return None
 
 
-def _axis(module, name: str, read, choices):
+def _axis(module, name: str, read, choices, cost: float = 0.0):
     def apply(p, value, values) -> None:
         setattr(p, ATTRIBUTE, {**vars(p).get(ATTRIBUTE, {}), **read(value)})
 
@@ -70,4 +72,5 @@ def _axis(module, name: str, read, choices):
     def format_value(p, option, value) -> str:
         return f"{name}: {value}"
 
-    return module.AxisOption(PREFIX + name, str, apply, format_value=format_value, confirm=confirm, choices=choices)
+    more = {"format_value": format_value, "confirm": confirm, "choices": choices, "cost": cost}
+    return module.AxisOption(PREFIX + name, str, apply, **more)

@@ -1,0 +1,33 @@
+"""What this machine can run, in lines for people."""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+
+from sdxl_optim import backends
+from sdxl_optim.backends.environment import Environment, read_environment
+from sdxl_optim.backends.switches import why_no_fp16_accumulation
+
+
+def examine() -> list[str]:
+    environment = read_environment()
+    lines = [
+        f"sdxl_optim on Python {platform.python_version()}, {environment.system}",
+        f"torch {torch.__version__}" + (f", CUDA {torch.version.cuda}" if torch.version.cuda else ""),
+        _device(environment),
+        f"packages: {', '.join(sorted(environment.packages)) or 'none of those that backends need'}",
+        f"C++ compiler: {environment.compiler or 'none on the path'}",
+        "backends:",
+    ]
+    lines += [f"  {name}: {why or 'available'}" for name, why in backends.probe_all(environment).items()]
+    return [*lines, f"fp16 accumulation: {why_no_fp16_accumulation() or 'available'}"]
+
+
+def _device(environment: Environment) -> str:
+    if not environment.cuda:
+        return f"device: {environment.device}, without CUDA"
+    capability = "" if environment.rocm else f", capability {'.'.join(map(str, environment.capability))}"
+    free, total = torch.cuda.mem_get_info()
+    return f"device: {environment.device}{capability}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free"

@@ -1,0 +1,336 @@
+"""The table of backends: who can run where, the switches, the compiled blocks, and OneDiff's front end."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import host_loop
+import ldm_unet
+import pytest
+import torch
+from host_loop import PAIR, plan_for, sample, traces
+
+from sdxl_optim import backends
+from sdxl_optim.backends import inductor, switches
+from sdxl_optim.backends.body import UNetBody, bare_half, can_run_bare
+from sdxl_optim.backends.environment import Environment, read_environment, version_numbers
+from sdxl_optim.backends.execution import Execution
+from sdxl_optim.backends.foreign import foreign_python
+from sdxl_optim.backends.regions import Regions
+from sdxl_optim.backends.watch import Watch
+from sdxl_optim.cli import main
+from sdxl_optim.errors import Unsupported
+from sdxl_optim.run import Run
+from sdxl_optim.schedule import Loop
+from sdxl_optim.settings import Backend, fields
+
+CPU = Environment((2, 1, 2), compiler="g++")
+CARD = Environment(
+    (2, 11, 0), cuda=True, device="Card", capability=(8, 6), memory=8 * 10**9, packages=frozenset(["triton"])
+)
+WINDOWS = dataclasses.replace(CARD, system="Windows", packages=frozenset())
+STEPS = Loop.of_steps([1] * 4)
+ALL = {
+    "freeu": {"enabled": True},
+    "deepcache": {"enabled": True, "cache_interval": 2},
+    "cfg_cutoff": {"enabled": True, "stop": 0.5},
+}
+
+
+def test_the_table_is_that_of_the_settings():
+    [field] = [f for f in fields() if f.path == ("backend", "name")]
+    assert tuple(backends.BACKENDS) == field.declaration.choices
+    assert [backends.create(name).name for name in backends.BACKENDS] == list(backends.BACKENDS)
+    assert Backend().name == "eager"
+
+
+@pytest.mark.parametrize(
+    ("environment", "available"),
+    [
+        (CPU, ["eager", "inductor"]),
+        (dataclasses.replace(CPU, compiler=None), ["eager"]),
+        (CARD, ["eager", "cudagraph", "inductor"]),
+        (WINDOWS, ["eager", "cudagraph"]),
+        (dataclasses.replace(CARD, capability=(6, 1)), ["eager", "cudagraph"]),
+        (dataclasses.replace(CARD, torch=(2, 0, 1)), ["eager"]),
+        (dataclasses.replace(CARD, host_reason="the weights move"), ["eager"]),
+        (dataclasses.replace(CARD, packages=frozenset(["onediff"])), ["eager", "cudagraph"]),
+        (dataclasses.replace(CARD, packages=frozenset(["onediff", "nexfort"])), ["eager", "cudagraph", "onediff"]),
+        (dataclasses.replace(CARD, packages=frozenset(["sfast"])), ["eager", "cudagraph", "stable-fast"]),
+        (dataclasses.replace(CARD, packages=frozenset(["torch_tensorrt"])), ["eager", "cudagraph", "tensorrt"]),
+    ],
+)
+def test_who_can_run_where(environment, available):
+    reasons = backends.probe_all(environment)
+    assert [name for name, reason in reasons.items() if reason is None] == available
+    assert all(reasons[name] for name in reasons if name not in available)
+
+
+def test_reasons_say_what_is_missing():
+    assert backends.why_not("cudagraph", CPU) == "needs a CUDA device"
+    assert "triton-windows" in backends.why_not("inductor", WINDOWS)
+    assert "capability 7.0 or later; here is 6.1" in backends.why_not(
+        "inductor", dataclasses.replace(CARD, capability=(6, 1))
+    )
+    assert "here is 2.0.1" in backends.why_not("cudagraph", dataclasses.replace(CARD, torch=(2, 0, 1)))
+    assert "nexfort or oneflow" in backends.why_not(
+        "onediff", dataclasses.replace(CARD, packages=frozenset(["onediff"]))
+    )
+
+
+def test_versions():
+    assert version_numbers("2.11.0+cu130") == (2, 11, 0)
+    assert version_numbers("2.1.2") == (2, 1, 2)
+    assert version_numbers("2.8.0a0+git1234") < (2, 8, 1)
+
+
+def test_the_doctor_lists_them_all(capsys):
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert f"torch {torch.__version__}" in out
+    for name, reason in backends.probe_all(read_environment()).items():
+        assert f"  {name}: {reason or 'available'}\n" in out
+
+
+# --- switches
+
+
+def test_fp16_accumulation_is_put_back(monkeypatch):
+    class Matmul:
+        allow_fp16_accumulation = False
+
+    matmul = Matmul()
+    monkeypatch.setattr(torch.backends.cuda, "matmul", matmul)
+    switch = switches.fp16_accumulation()
+    switch.__enter__()
+    assert matmul.allow_fp16_accumulation is True
+    assert not switch.__exit__(RuntimeError, RuntimeError("midway"), None)
+    assert matmul.allow_fp16_accumulation is False
+
+
+def test_a_torch_without_the_switch_is_named(monkeypatch):
+    class Matmul:
+        def __getattr__(self, name):
+            raise AssertionError(f"Unknown attribute {name}")
+
+    monkeypatch.setattr(torch.backends.cuda, "matmul", Matmul())
+    assert switches.why_no_fp16_accumulation() == "needs torch 2.7 or later"
+
+
+# --- what can be captured
+
+
+class Waits(torch.nn.Module):
+    def __init__(self, what):
+        super().__init__()
+        self.what = what
+
+    def forward(self, x):
+        return self.what(x)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        lambda x: x * float(x.sum()),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: x.cpu(),
+        lambda x: x.to("cpu", copy=True),
+        lambda x: torch.unique(x),
+    ],
+)
+def test_what_waits_for_the_device_is_named(what):
+    x = torch.zeros(4, device="meta")
+    with pytest.raises(Unsupported, match=r"waits for the device|copies from"), Watch():
+        what(x)
+
+
+def test_what_the_host_computes_and_brings_over_is_kept():
+    def embed(x):
+        return torch.exp(torch.arange(3.0)).to(x.device), torch.arange(2).to(x.device)
+
+    x, watch = torch.zeros(4, device="meta"), Watch()
+    with watch:
+        first = embed(x)
+    with watch.hand_out():
+        second = embed(x)
+    assert [id(t) for t in first] == [id(t) for t in second]
+    with watch.hand_out():
+        embed(x)
+        with pytest.raises(Unsupported, match="not do the same"):
+            embed(x)
+
+
+def test_half_precision_runs_bare_where_all_of_it_is():
+    half, full = torch.zeros(1, dtype=torch.float16), torch.zeros(1)
+    assert can_run_bare(frozenset([torch.float16]), [half, torch.zeros(1, dtype=torch.int64)])
+    assert not can_run_bare(frozenset([torch.float16]), [half, full])
+    assert not can_run_bare(frozenset([torch.float16, torch.float32]), [half])
+    assert not can_run_bare(frozenset([torch.float32]), [full])
+    assert not can_run_bare(frozenset([torch.float8_e4m3fn]), [])
+
+
+def test_norms_that_upcast_are_replaced_for_the_while():
+    class GroupNorm32(torch.nn.GroupNorm):
+        def forward(self, x):
+            raise AssertionError("not in bare half")
+
+    unet = torch.nn.Sequential(GroupNorm32(2, 4), torch.nn.GroupNorm(2, 4)).to(torch.bfloat16)
+    x = torch.randn(1, 4, 3, 3).to(torch.bfloat16)
+    with bare_half(unet):
+        out = unet(x)
+    assert torch.equal(out, unet[1](torch.nn.functional.group_norm(x, 2, unet[0].weight, unet[0].bias)))
+    assert "forward" not in vars(unet[0])
+
+
+def test_whose_python_is_in_a_unet():
+    unet = ldm_unet.tiny_unet("sdxl")
+    assert foreign_python(unet) is None
+    unet.register_forward_pre_hook(lambda module, args: None)  # outside of what is captured
+    assert foreign_python(unet) is None
+    unet.forward = unet.forward  # as ControlNet leaves it
+    assert foreign_python(unet) is None
+    layer = unet.middle_block[0]
+    layer.forward = lambda *args: None
+    assert "middle_block.0 is replaced by" in foreign_python(unet)
+    assert foreign_python(unet, harmless=lambda module: module is layer) is None
+
+
+# --- compiled blocks
+
+
+class GraphsOnly:
+    """Inductor's front end with the traced graph in place of the compiler."""
+
+    def __init__(self):
+        self.compiled = []
+        self.backend = inductor.Inductor()
+        self.backend.captures = False
+        self.backend._regions = Regions(self.compile)
+
+    def compile(self, graph, examples):
+        self.compiled.append(graph)
+        return graph
+
+
+def outputs(unet, settings, execution=None, **more):
+    found = []
+    handle = unet.register_forward_hook(lambda module, args, out: found.append(out.clone()))
+    with torch.no_grad(), Run(plan_for(settings, STEPS, PAIR, unet), execution=execution) as run:
+        sample(unet, run, STEPS, **more)
+    handle.remove()
+    return found, run.report
+
+
+def test_each_kind_of_block_is_compiled_once():
+    unet, front, said = ldm_unet.tiny_unet("sdxl"), GraphsOnly(), []
+    execution = Execution(front.backend, progress=said.append)
+    expected, eager = outputs(unet, ALL)
+    found, report = outputs(unet, ALL, execution)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, expected, strict=True))
+    assert report.counts == eager.counts
+    assert report.execution.replays == 4
+    assert traces(unet) == []
+    blocks = [m for m in unet.modules() if type(m).__name__ in ("ResBlock", "BasicTransformerBlock")]
+    kinds = len(front.compiled)
+    assert kinds < 2 * len(blocks)  # 2: with and without the uncond rows
+    assert f"inductor compiles block 1 of {said[0].split()[-1]}" == said[0]
+    assert said[-1] == ""
+    outputs(unet, {**ALL, "deepcache": {"enabled": True, "cache_interval": 4}}, execution)
+    assert len(front.compiled) == kinds
+    with torch.no_grad():
+        for weight in unet.parameters():
+            weight.mul_(1.1)
+    expected, _ = outputs(unet, ALL)
+    found, _ = outputs(unet, ALL, execution)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, expected, strict=True))
+    assert len(front.compiled) == kinds
+    other = ldm_unet.tiny_unet("sdxl", seed=1)
+    found, _ = outputs(other, ALL, execution)
+    expected, _ = outputs(other, ALL)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, expected, strict=True))
+    assert len(front.compiled) == kinds
+
+
+def test_blocks_of_another_structure_are_compiled_anew():
+    unet, front = ldm_unet.tiny_unet("sdxl"), GraphsOnly()
+    execution = Execution(front.backend, surroundings=lambda unet: unet.middle_block[0].in_layers[2].padding_mode)
+    outputs(unet, {}, execution)
+    kinds = len(front.compiled)
+    for layer in unet.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.padding_mode = "circular"  # the host's Tiling
+    expected, _ = outputs(unet, {})
+    found, _ = outputs(unet, {}, execution)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, expected, strict=True))
+    assert len(front.compiled) > kinds
+
+
+def test_hooks_of_others_inside_a_block_keep_running():
+    unet, front, ran = ldm_unet.tiny_unet("sdxl"), GraphsOnly(), []
+    handle = unet.middle_block[0].in_layers[2].register_forward_hook(lambda *args: ran.append(1))
+    _, report = outputs(unet, {}, Execution(front.backend))
+    handle.remove()
+    assert report.execution.replays == 4
+    assert len(ran) > 4
+
+
+def test_more_sizes_than_the_cap_run_eagerly():
+    unet, front = ldm_unet.tiny_unet("sdxl"), GraphsOnly()
+    front.backend._shapes = {(k,) for k in range(inductor.MOST_SHAPES)}
+    expected, _ = outputs(unet, {})
+    found, report = outputs(unet, {}, Execution(front.backend))
+    assert all(map(torch.equal, found, expected))
+    assert f"{inductor.MOST_SHAPES} sizes are compiled already" in str(report.notes[0])
+
+
+def test_the_cache_is_the_users_where_the_environment_names_one(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "theirs")
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    inductor.set_cache(tmp_path)
+    assert inductor.os.environ["TORCHINDUCTOR_CACHE_DIR"] == "theirs"
+    assert inductor.os.environ["TRITON_CACHE_DIR"] == str(tmp_path / "triton")
+
+
+# --- OneDiff's front end, with a runtime of the test's in its registry
+
+
+def test_onediff_compiles_by_its_registry():
+    compiler = pytest.importorskip("onediff.infer_compiler")
+    registry = pytest.importorskip("onediff.infer_compiler.backends.registry")
+    seen = []
+
+    def runtime(module, *, options=None):
+        seen.append((module, options))
+        return module
+
+    registry._BACKENDS.pop("of-the-tests", None)
+    registry.register_backend("of-the-tests")(runtime)
+    assert compiler.compile is not None
+    unet = ldm_unet.tiny_unet("sdxl")
+    backend = backends.OneDiff(runtime="of-the-tests")
+    expected, _ = outputs(unet, ALL)
+    found, report = outputs(unet, ALL, Execution(backend))
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, expected, strict=True))
+    assert report.execution.replays == 4
+    assert all(isinstance(module, torch.fx.GraphModule) for module, _ in seen)
+    assert len(seen) == 4
+    with torch.no_grad():
+        for weight in unet.parameters():
+            weight.mul_(1.1)
+    expected, _ = outputs(unet, ALL)
+    found, _ = outputs(unet, ALL, Execution(backend))
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_body_by_another_forward():
+    unet = ldm_unet.tiny_unet("sdxl")
+    inputs = host_loop.call_inputs(unet, 2, 0)
+    from sdxl_optim.backends.body import Arguments
+    from sdxl_optim.backends.interface import Kind
+
+    arguments = Arguments(inputs.args, {})
+    body = UNetBody(unet, unet.forward, arguments, Kind(), None, bare=False)
+    [out] = body.run(lambda x, *more: x + 1, arguments.tensors)
+    assert torch.equal(out, inputs.x + 1)
