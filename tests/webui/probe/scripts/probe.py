@@ -123,7 +123,7 @@ class Probe:
                 self.watch.calls[-1]["blocks"][block] += 1
         elif self.faults and is_vae_decoder(module):
             return (args[0] * float("nan"), *args[1:]) if self.due("vae") else None
-        elif self.faults and args and args[0].dtype != torch.float32 and is_last_of_vae(module):
+        elif self.faults and is_last_of_vae(module) and args[0].dtype != torch.float32:
             return (args[0] * float("nan"), *args[1:]) if self.due("vae in half") else None
         elif self.faults and isinstance(module, sd_hijack_clip.TextConditionalModel):
             self.due("conds")
