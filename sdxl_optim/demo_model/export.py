@@ -106,7 +106,7 @@ def write_webui(webui: str | Path, weights: Path = WEIGHTS) -> list[Path]:
     base, refiner = checkpoints / f"{NAME}.safetensors", checkpoints / f"{NAME}-refiner.safetensors"
     save_file(webui_checkpoint(weights), base)
     save_file(webui_refiner(weights), refiner)
-    texts = {base: base_yaml(clip, weights), refiner: refiner_yaml(weights)}
+    texts = {base: base_yaml(clip), refiner: refiner_yaml()}
     for path, text in texts.items():
         path.with_suffix(".yaml").write_text(text, "utf-8")
     tensors = _wide_tiny(load("tiny", weights))
@@ -278,15 +278,11 @@ def taesd(tensors: Tensors, part: str) -> Tensors:
     return _own(out)
 
 
-def _vae_top(weights: Path) -> int:
-    return len(load("vae", weights)["decoder.conv_norm_out.weight"])
-
-
 def _vae(weights: Path):
-    return _filled(networks.vae(_vae_top(weights)), load("vae", weights))
+    return _filled(networks.vae(), load("vae", weights))
 
 
-def base_yaml(clip: Path, weights: Path = WEIGHTS) -> str:
+def base_yaml(clip: Path) -> str:
     """The base model's configuration for sgm; `clip` is the folder of the first encoder's configuration."""
     unet, vector = networks.UNET, "\n".join(_SIZE_YAML.format(key=key) for key in _SIZES)
     embedders = _CLIP_YAML.format(folder=json.dumps(clip.as_posix()), layer=TEXT.host_layers - 1) + _OPEN_CLIP_YAML
@@ -296,12 +292,10 @@ def base_yaml(clip: Path, weights: Path = WEIGHTS) -> str:
         context=unet["cross_attention_dim"],
         depth="[1, 1, 1]",
         embedders=embedders + vector,
-        vae_width=_vae_top(weights),
-        vae_multiples=[1, 1, 64 // _vae_top(weights), 64 // _vae_top(weights)],
     )
 
 
-def refiner_yaml(weights: Path = WEIGHTS) -> str:
+def refiner_yaml() -> str:
     """The refiner's configuration for sgm."""
     unet, keys = networks.REFINER_UNET, (*_SIZES[:2], "aesthetic_score")
     return _YAML.format(
@@ -310,8 +304,6 @@ def refiner_yaml(weights: Path = WEIGHTS) -> str:
         context=unet["cross_attention_dim"],
         depth="[1, 1, 1, 1]",
         embedders=_OPEN_CLIP_YAML + "\n".join(_SIZE_YAML.format(key=key) for key in keys),
-        vae_width=_vae_top(weights),
-        vae_multiples=[1, 1, 64 // _vae_top(weights), 64 // _vae_top(weights)],
     )
 
 
@@ -399,8 +391,8 @@ model:
           resolution: 256
           in_channels: 3
           out_ch: 3
-          ch: {vae_width}
-          ch_mult: {vae_multiples}
+          ch: 64
+          ch_mult: [1, 1, 1, 1]
           num_res_blocks: 1
           attn_resolutions: []
           dropout: 0.0

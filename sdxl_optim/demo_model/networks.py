@@ -161,11 +161,10 @@ def refiner_unet():
     return UNet2DConditionModel(**REFINER_UNET)
 
 
-def vae(top: int = 64):
-    """`top`: channels at the pictures' own resolution."""
+def vae():
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(**VAE | {"block_out_channels": [top, top, 64, 64]})
+    return AutoencoderKL(**VAE)
 
 
 def tiny_vae(encoder_width: int = TINY_WIDTHS[0], decoder_width: int = TINY_WIDTHS[1]):
