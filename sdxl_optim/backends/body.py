@@ -56,18 +56,20 @@ class UNetBody:
     """`forward` of one kind. inputs: the call's tensors, and behind them what a cached call reuses.
 
     Returns the UNet's output tensors, and behind them what DeepCache keeps of a full call. store: DeepCache's, or None.
-    bare: without the casts that half-precision weights and inputs need not. structure: of the UNet's answer, once it
-    was given.
+    bare: without the casts that half-precision weights and inputs need not. stock: as the host would make the call.
+    structure: of the UNet's answer, once it was given.
     """
 
-    def __init__(self, unet: nn.Module, forward: Callable, arguments: Arguments, kind: Kind, store, bare: bool):
-        self.unet, self.kind, self.bare = unet, kind, bare
+    def __init__(
+        self, unet: nn.Module, forward: Callable, arguments: Arguments, kind: Kind, store, bare=False, stock=False
+    ):
+        self.unet, self.kind, self.bare, self.stock = unet, kind, bare, stock
         self._forward, self._arguments, self._store = forward, arguments, store
         self.structure = None
 
     def as_stock(self) -> UNetBody:
         """The same call as the host would make it."""
-        return UNetBody(self.unet, self._forward, self._arguments, self.kind, self._store, bare=False)
+        return UNetBody(self.unet, self._forward, self._arguments, self.kind, self._store, stock=True)
 
     def __call__(self, inputs: Tensors) -> list[torch.Tensor]:
         return self.run(self._forward, inputs)
@@ -78,7 +80,7 @@ class UNetBody:
         reused = inputs.pop() if self.kind.cached else None
         args, kwargs = self._arguments.put_together(inputs)
         apart = self._store.apart(reused) if self._store is not None else nullcontext([])
-        with bare_half(self.unet) if self.bare else nullcontext(), apart as kept:
+        with self._casting(), apart as kept:
             out = forward(*args, **kwargs)
         leaves, self.structure = tree_flatten(out)
         if not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
@@ -86,6 +88,11 @@ class UNetBody:
         if len(kept) > 1:
             raise Unsupported("backend", "something ran the UNet's blocks twice in one call")
         return [*leaves, *kept]
+
+    def _casting(self):
+        if self.stock:
+            return nullcontext()
+        return bare_half(self.unet) if self.bare else no_cast_weights_kept()
 
 
 def split(outputs: list[torch.Tensor], structure) -> tuple[object, torch.Tensor | None]:
@@ -98,6 +105,17 @@ def can_run_bare(weights: frozenset[torch.dtype], tensors: Tensors) -> bool:
     """Whether autocast would only cast back and forth: weights and inputs have one and the same half type."""
     dtypes = weights | {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
     return len(dtypes) == 1 and dtypes <= set(HALF)
+
+
+@contextmanager
+def no_cast_weights_kept() -> Iterator[None]:
+    """Autocast keeps cast weights until the host leaves it; a captured call would read them afterwards."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
 
 @contextmanager

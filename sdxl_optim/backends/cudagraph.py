@@ -103,12 +103,15 @@ def _end_failed_capture(graph: torch.cuda.CUDAGraph, pool) -> None:
 def _repair(pool) -> None:
     """capture_end stops at an invalid capture and leaves torch's allocator and random generator as if it still ran."""
     device = torch.cuda.current_device()
-    for name in ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"):
-        end = getattr(torch._C, name, None)
-        if end is not None:
-            with contextlib.suppress(RuntimeError):  # it had got that far
-                end(device, pool)
-            break
+    # Names and arguments of torch 2.1 to 2.5, of 2.6 and later, and of what lets the pool go.
+    ends = (
+        ("_cuda_endAllocateCurrentStreamToPool", (device,)),
+        ("_cuda_endAllocateToPool", (device, pool)),
+        ("_cuda_releasePool", (device, pool)),
+    )
+    for name, args in ends:
+        with contextlib.suppress(AttributeError, RuntimeError, TypeError):  # another torch, or it had got that far
+            getattr(torch._C, name)(*args)
     graph = torch.cuda.CUDAGraph()
     graph.capture_begin(capture_error_mode="thread_local")  # a good capture's end puts the generator right
     torch.zeros(1, device="cuda")

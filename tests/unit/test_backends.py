@@ -331,6 +331,6 @@ def test_a_body_by_another_forward():
     from sdxl_optim.backends.interface import Kind
 
     arguments = Arguments(inputs.args, {})
-    body = UNetBody(unet, unet.forward, arguments, Kind(), None, bare=False)
+    body = UNetBody(unet, unet.forward, arguments, Kind(), None)
     [out] = body.run(lambda x, *more: x + 1, arguments.tensors)
     assert torch.equal(out, inputs.x + 1)

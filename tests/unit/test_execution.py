@@ -219,6 +219,19 @@ def test_the_least_recently_used_is_dropped(unet, tape):
     assert tape.prepared == 4
 
 
+def test_weights_that_autocast_cast_are_not_kept_for_a_replay(unet, execution):
+    """Autocast frees them at its end; a recording made of them would be of weights as they were."""
+    unet.requires_grad_(True)
+    for _ in range(2):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            expected, _ = run(unet, {})
+            found, report = run(unet, {}, execution)
+        assert same(found, expected)
+        assert report.execution.fallbacks == 0
+        with torch.no_grad():
+            unet.middle_block[0].in_layers[2].weight.mul_(2)
+
+
 # --- others
 
 
