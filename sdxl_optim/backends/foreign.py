@@ -31,6 +31,15 @@ def foreign_python(unet: nn.Module, harmless: Callable[[nn.Module], bool] = lamb
     return None
 
 
+def global_python() -> str | None:
+    """Who has hooked all modules at once by torch's global hooks, in a sentence, or None."""
+    from torch.nn.modules import module
+
+    for hook in (*module._global_forward_pre_hooks.values(), *module._global_forward_hooks.values()):
+        return f"every module is hooked by {_origin(hook)}"
+    return None
+
+
 def _is_ours(function) -> bool:
     module = _module(function)
     return module.split(".")[0] == OURS and not module.startswith(MOVES)

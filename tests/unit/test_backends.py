@@ -15,7 +15,7 @@ from sdxl_optim.backends import inductor, switches
 from sdxl_optim.backends.body import UNetBody, bare_half, can_run_bare
 from sdxl_optim.backends.environment import Environment, read_environment, version_numbers
 from sdxl_optim.backends.execution import Execution
-from sdxl_optim.backends.foreign import foreign_python
+from sdxl_optim.backends.foreign import foreign_python, global_python
 from sdxl_optim.backends.regions import Regions
 from sdxl_optim.backends.watch import Watch
 from sdxl_optim.cli import main
@@ -195,6 +195,16 @@ def test_whose_python_is_in_a_unet():
     layer.forward = lambda *args: None
     assert "middle_block.0 is replaced by" in foreign_python(unet)
     assert foreign_python(unet, harmless=lambda module: module is layer) is None
+
+
+def test_hooks_on_every_module_are_named():
+    from torch.nn.modules.module import register_module_forward_pre_hook
+
+    assert global_python() is None
+    handle = register_module_forward_pre_hook(lambda module, args: None)
+    assert "every module is hooked by" in global_python()
+    handle.remove()
+    assert global_python() is None
 
 
 # --- compiled blocks
