@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from sdxl_optim.backends.body import Arguments, UNetBody, can_run_bare, split
-from sdxl_optim.backends.foreign import foreign_python, global_python
+from sdxl_optim.backends.foreign import foreign_python, global_python, replaced_forward
 from sdxl_optim.backends.interface import Backend, Kind, Prepared, Progress
 from sdxl_optim.backends.switches import has_fp16_accumulation
 from sdxl_optim.errors import Unsupported
@@ -74,7 +74,7 @@ class Execution:
     def attached(self, unet: nn.Module, caller: Caller) -> Iterator[None]:
         """While entered, the caller's calls of `unet` are executed by the backend."""
         try:
-            reason = self._foreign_python(unet) if self.backend.captures else None
+            reason = self._foreign_python(unet)
         except Unsupported as error:
             reason = error.reason
         if reason:
@@ -90,7 +90,10 @@ class Execution:
             yield
 
     def _foreign_python(self, unet: nn.Module) -> str | None:
-        return global_python() or foreign_python(unet, self._harmless)
+        reason = replaced_forward(unet)
+        if reason is None and self.backend.captures:
+            reason = global_python() or foreign_python(unet, self._harmless)
+        return reason
 
     @property
     def nbytes(self) -> int:

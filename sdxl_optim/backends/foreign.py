@@ -11,24 +11,40 @@ MOVES = f"{OURS}.memory"  # ours, too, but weights that come and go can't be in 
 
 
 def foreign_python(unet: nn.Module, harmless: Callable[[nn.Module], bool] = lambda module: False) -> str | None:
-    """Who has replaced a `forward` or hooked a layer inside `unet`, in a sentence, or None. Of our own, offload and fp8
-    count.
+    """Who has replaced the `forward` of a layer inside `unet` or hooked one, in a sentence, or None. Of our own,
+    offload and fp8 count.
 
     Hooks on the UNet itself run outside what is captured. harmless: of a module, whose replaced `forward` is idle.
     """
-    own = vars(unet).get("forward")
-    if own is not None and own != type(unet).forward.__get__(unet) and not _is_ours(own):
-        return f"the UNet's forward was replaced by {_origin(own)}"
     for name, module in unet.named_modules():
         if module is unet:
             continue
-        replaced = vars(module).get("forward")
-        if replaced is not None and not _is_ours(replaced) and not harmless(module):
+        replaced = foreign_forward(module)
+        if replaced is not None and not harmless(module):
             return f"{name} is replaced by {_origin(replaced)}"
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
             if not _is_ours(hook):
                 return f"{name} is hooked by {_origin(hook)}"
     return None
+
+
+def replaced_forward(unet: nn.Module) -> str | None:
+    """Who runs the UNet's blocks in a way of their own, in a sentence, or None."""
+    replaced = foreign_forward(unet)
+    return None if replaced is None else f"the UNet's forward was replaced by {_origin(replaced)}"
+
+
+def foreign_forward(module: nn.Module):
+    """A `forward` that others laid over the module's own, or None. Some put the own one there when they are done."""
+    replaced = vars(module).get("forward")
+    if replaced is None or replaced == type(module).forward.__get__(module) or _is_ours(replaced):
+        return None
+    return replaced
+
+
+def is_untouched(block: nn.Module) -> bool:
+    """Whether nobody else's Python runs in a block, hooks on itself apart."""
+    return replaced_forward(block) is None and foreign_python(block) is None
 
 
 def global_python() -> str | None:

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from sdxl_optim.backends.body import Arguments
-from sdxl_optim.backends.foreign import foreign_python
+from sdxl_optim.backends.foreign import is_untouched
 from sdxl_optim.patches.attribute import replaced
 
 NAMES = ("ResBlock", "BasicTransformerBlock", "ResnetBlock2D")  # of the ldm/sgm UNets, and of diffusers'
@@ -84,7 +84,7 @@ class Regions:
 
 def regions_of(unet: nn.Module) -> list[Region]:
     """The blocks of `unet` that can be compiled: those in which nobody else's Python runs."""
-    return [Region(m) for m in unet.modules() if type(m).__name__ in NAMES and foreign_python(m) is None]
+    return [Region(m) for m in unet.modules() if type(m).__name__ in NAMES and is_untouched(m)]
 
 
 class Region:

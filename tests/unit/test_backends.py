@@ -15,7 +15,7 @@ from sdxl_optim.backends import inductor, switches
 from sdxl_optim.backends.body import UNetBody, bare_half, can_run_bare
 from sdxl_optim.backends.environment import Environment, read_environment, version_numbers
 from sdxl_optim.backends.execution import Execution
-from sdxl_optim.backends.foreign import foreign_python, global_python
+from sdxl_optim.backends.foreign import foreign_python, global_python, replaced_forward
 from sdxl_optim.backends.regions import Regions
 from sdxl_optim.backends.watch import Watch
 from sdxl_optim.cli import main
@@ -189,9 +189,13 @@ def test_whose_python_is_in_a_unet():
     assert foreign_python(unet) is None
     unet.register_forward_pre_hook(lambda module, args: None)  # outside of what is captured
     assert foreign_python(unet) is None
-    unet.forward = unet.forward  # as ControlNet leaves it
-    assert foreign_python(unet) is None
     layer = unet.middle_block[0]
+    for module in (unet, layer):
+        module.forward = module.forward  # as ControlNet leaves it
+    assert foreign_python(unet) is None
+    assert replaced_forward(unet) is None
+    unet.forward = lambda *args: None
+    assert "the UNet's forward was replaced by" in replaced_forward(unet)
     layer.forward = lambda *args: None
     assert "middle_block.0 is replaced by" in foreign_python(unet)
     assert foreign_python(unet, harmless=lambda module: module is layer) is None

@@ -126,15 +126,21 @@ def test_inductor_makes_the_eager_picture(own_webui, compiled, name):
         assert not np.array_equal(plain.pixels, picture.pixels)
 
 
+def without_compiled_code(state: dict) -> dict:
+    """torch keeps what it compiled as modules of its own."""
+    foreign = {name: place for name, place in state["foreign_code"].items() if not name.startswith("torch._inductor.")}
+    return comparable({**state, "foreign_code": foreign})
+
+
 def test_the_stock_picture_and_nothing_left(own_webui, compiled):
     client = own_webui.client
     stock = client.txt2img(**SMALLER)[0]
-    before = comparable(client.state())
+    before = without_compiled_code(client.state())
     client.txt2img(by("inductor", ALL), **SMALLER)
     again = client.txt2img(**SMALLER)[0]
     assert np.array_equal(stock.pixels, again.pixels)
     assert again.infotext == stock.infotext
-    after = comparable(client.state())
+    after = without_compiled_code(client.state())
     assert after == before, difference(before, after)
 
 

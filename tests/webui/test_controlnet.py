@@ -15,7 +15,7 @@ import pytest
 from . import checkpoints_controlnet, server
 from .client import REQUEST, encoded
 from .conftest import running
-from .live import ALL, SMALL, Case, Pass, Stock
+from .live import ALL, SMALL, Case, Pass, Stock, notes
 from .test_techniques import noise
 
 
@@ -32,7 +32,8 @@ def controlnet_webui():
         subprocess.run(command, env=server.offline(), check=True, capture_output=True)
         checkpoint = f"{checkpoints_controlnet.CHECKPOINT}.safetensors"
         settings = {"sd_model_checkpoint": checkpoint, "control_net_no_detectmap": True}
-        yield from running(extensions=[server.EXTENSION, server.PROBE, Path(folder)], settings=settings)
+        extensions = [server.EXTENSION, server.PROBE, server.HERE / "tape", Path(folder)]
+        yield from running(extensions=extensions, settings=settings)
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +92,18 @@ def test_controlnet_still_matters_on_cached_steps(case, unit):
         for weight in (1.0, 0.1)
     )
     assert not np.array_equal(strong.pixels, weak.pixels)
+
+
+@pytest.mark.timeout(900)
+def test_captured_calls_give_way_to_controlnet_and_come_back(case, unit):
+    """By the tests' tape in place of a CUDA graph."""
+    case.counts = False
+    captured = {**ALL, "backend": {"name": "cudagraph"}}
+    [eager] = case.generate("txt2img", ALL, request(unit))
+    [picture] = case.generate("txt2img", captured, request(unit))
+    assert "backend cudagraph refused: the UNet's forward was replaced by" in notes(picture)
+    assert np.array_equal(picture.pixels, eager.pixels)
+    [plain] = case.generate("txt2img", ALL, {**REQUEST, **SMALL})
+    [picture] = case.generate("txt2img", captured, {**REQUEST, **SMALL})
+    assert "12 by cudagraph" in picture.infotext
+    assert np.array_equal(picture.pixels, plain.pixels)
