@@ -47,17 +47,24 @@ def picture():
 
 
 @torch.no_grad()
-def test_tiles_of_a_trained_vae_look_as_the_whole(vae, picture):
-    """Its group norms have one channel a group, so tiles differ more from the whole than SDXL's."""
+def test_tiles_of_a_trained_vae_look_as_the_whole(vae, picture, monkeypatch):
+    """As much as diffusers' tiles of that size do. How much that is depends on the weights: group norms look at a
+    tile instead of the whole picture, and the demo model's have two channels a group."""
     z = vae.encode(picture).latent_dist.mode()
     whole = vae.decode(z).sample
+    monkeypatch.setattr(vae, "tile_latent_min_size", 24)
+    monkeypatch.setattr(vae, "tile_sample_min_size", 192)
+    vae.enable_tiling()
+    theirs, their_z = vae.decode(z).sample, vae.encode(picture).latent_dist.mode()
+    vae.disable_tiling()
     report = VaeReport()
     with vae_attached(vae.encoder, vae.decoder, None, 24, report):
         tiled = vae.decode(z).sample
         tiled_z = vae.encode(picture).latent_dist.mode()
     assert report.tiles == 2 * 4
-    assert ssim(whole, tiled) >= 0.95
-    assert ssim(whole, vae.decode(tiled_z).sample) >= 0.95
+    assert not torch.equal(tiled, whole)
+    assert ssim(whole, tiled) >= max(0.85, ssim(whole, theirs) - 0.005)
+    assert ssim(whole, vae.decode(tiled_z).sample) >= max(0.85, ssim(whole, vae.decode(their_z).sample) - 0.005)
     assert torch.equal(vae.decode(z).sample, whole)
 
 
