@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from . import browser
+from . import browser, client
 from .accordion import Tab
 from .conftest import running
 from .live import ALL, CUTOFF, DEEPCACHE, FREEU, SMALLER, comparable, difference, notes, reported
@@ -81,19 +81,26 @@ def test_greyed_with_the_reason(webui, open_page):
 # --- inductor, for real
 
 
+COMPILING_SECONDS = 1800  # on two cores that others use, too
+
+pytestmark = pytest.mark.timeout(2 * COMPILING_SECONDS)
+
+
 @pytest.fixture(scope="module")
 def own_webui():
-    yield from running()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client, "TIMEOUT_SECONDS", COMPILING_SECONDS)
+        yield from running()
 
 
 @pytest.fixture(scope="module")
 def compiled(own_webui):
     """Seconds until inductor's first picture came, and until its second."""
-    client, seconds = own_webui.client, []
-    client.txt2img({}, **SMALLER)
+    api, seconds = own_webui.client, []
+    api.txt2img({}, **SMALLER)
     for _ in range(2):
         began = time.monotonic()
-        client.txt2img(by("inductor"), **SMALLER)
+        api.txt2img(by("inductor"), **SMALLER)
         seconds.append(time.monotonic() - began)
     return seconds
 
@@ -114,15 +121,15 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_inductor_makes_the_eager_picture(own_webui, compiled, name):
     settings, request = CASES[name]
-    client = own_webui.client
-    eager = client.txt2img(settings, **request)[0]
-    picture = client.txt2img(by("inductor", settings), **request)[0]
+    api = own_webui.client
+    eager = api.txt2img(settings, **request)[0]
+    picture = api.txt2img(by("inductor", settings), **request)[0]
     assert ssim(picture.pixels, eager.pixels) >= 0.99
     assert executed(picture) == request["steps"]
     assert not notes(picture)
     assert [{**r} for r in reported(picture)] == [{**r} for r in reported(eager)]
     if "lora" in name and "off" not in name:
-        plain = client.txt2img(settings, **SMALLER)[0]
+        plain = api.txt2img(settings, **SMALLER)[0]
         assert not np.array_equal(plain.pixels, picture.pixels)
 
 
@@ -133,14 +140,14 @@ def without_compiled_code(state: dict) -> dict:
 
 
 def test_the_stock_picture_and_nothing_left(own_webui, compiled):
-    client = own_webui.client
-    stock = client.txt2img(**SMALLER)[0]
-    before = without_compiled_code(client.state())
-    client.txt2img(by("inductor", ALL), **SMALLER)
-    again = client.txt2img(**SMALLER)[0]
+    api = own_webui.client
+    stock = api.txt2img(**SMALLER)[0]
+    before = without_compiled_code(api.state())
+    api.txt2img(by("inductor", ALL), **SMALLER)
+    again = api.txt2img(**SMALLER)[0]
     assert np.array_equal(stock.pixels, again.pixels)
     assert again.infotext == stock.infotext
-    after = without_compiled_code(client.state())
+    after = without_compiled_code(api.state())
     assert after == before, difference(before, after)
 
 
@@ -149,10 +156,10 @@ def test_a_second_start_takes_the_code_from_the_disk(own_webui, compiled):
     own_webui.stop()
     own_webui.log_file.write_text("")  # which tells of starts
     own_webui.start()
-    client = own_webui.client
-    client.txt2img({}, **SMALLER)
+    api = own_webui.client
+    api.txt2img({}, **SMALLER)
     began = time.monotonic()
-    picture = client.txt2img(by("inductor"), **SMALLER)[0]
+    picture = api.txt2img(by("inductor"), **SMALLER)[0]
     second = time.monotonic() - began
     assert executed(picture) == SMALLER["steps"]
     assert second - warm <= (first - warm) / 2, f"first start {first:.1f} s, second {second:.1f} s, warm {warm:.1f} s"
