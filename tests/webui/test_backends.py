@@ -6,6 +6,8 @@ import time
 import numpy as np
 import pytest
 
+pytest.importorskip("playwright")
+
 from . import browser, client
 from .accordion import Tab
 from .conftest import running
