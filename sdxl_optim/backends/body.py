@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from sdxl_optim.backends.interface import Kind, Tensors
+from sdxl_optim.backends.lean import lean_forwards
 from sdxl_optim.errors import Unsupported
 from sdxl_optim.patches.attribute import replaced
 
@@ -120,23 +121,13 @@ def no_cast_weights_kept() -> Iterator[None]:
 
 @contextmanager
 def bare_half(unet: nn.Module) -> Iterator[None]:
-    """No autocast, and group norms that compute in fp32 on half tensors by themselves instead of casting around them.
+    """No autocast: group norms compute in fp32 on half tensors by themselves instead of casting around them, and some
+    layers run leaner.
 
     The results are those of autocast to the last rounding: a norm's fp32 output was rounded by the layer that follows.
     """
     with ExitStack() as stack:
-        for module in unet.modules():
-            if type(module).__name__ == "GroupNorm32" and module.weight is not None and module.weight.dtype in HALF:
-                stack.enter_context(replaced(module, "forward", _group_norm_of(module)))
+        for module, forward in lean_forwards(unet):
+            stack.enter_context(replaced(module, "forward", lambda original, forward=forward: forward))
         stack.enter_context(torch.autocast(next(unet.parameters()).device.type, enabled=False))
         yield
-
-
-def _group_norm_of(norm: nn.GroupNorm):
-    def make(original):
-        def forward(x):
-            return nn.functional.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
-
-        return forward
-
-    return make

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -32,6 +33,7 @@ class CudaGraph:
         self._buffers = Buffers()
         self._stream: torch.cuda.Stream | None = None
         self._pool = None
+        self._replays: weakref.WeakSet[_Replay] = weakref.WeakSet()
 
     def probe(self, environment: Environment) -> str | None:
         if not environment.cuda:
@@ -42,7 +44,9 @@ class CudaGraph:
 
     def prepare(self, body, inputs: Tensors, progress) -> StaticCall:
         if self._stream is None:
-            self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+            self._stream = torch.cuda.Stream()
+        if not self._replays:  # a pool dies with the last graph in it, and torch refuses to wake it
+            self._pool = torch.cuda.graph_pool_handle()
         buffers = self._buffers.of(inputs)
         watch = Watch()
         self._stream.wait_stream(torch.cuda.current_stream())
@@ -59,6 +63,7 @@ class CudaGraph:
                 raise
         # The graph's own kernels read what the watch found for as long as it lives.
         replay = _Replay(graph, watch.constants)
+        self._replays.add(replay)
         return StaticCall(buffers, outputs, replay, max(0, torch.cuda.memory_reserved() - before))
 
     def release(self) -> None:
@@ -78,7 +83,11 @@ class _Replay:
 
 def _capture(graph: torch.cuda.CUDAGraph, pool, run, watch: Watch) -> list[torch.Tensor]:
     """Record what `run` launches on the current stream, and return its result. A capture that fails is ended."""
-    graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+    try:
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+    except BaseException:
+        _repair(pool)
+        raise
     try:
         with watch:
             outputs = run()

@@ -28,7 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import ldm_unet
 from graphs import Tape
 from host_loop import plan_for
+from kernels import kinds_of
 
+from sdxl_optim.backends.body import bare_half
 from sdxl_optim.backends.cudagraph import CudaGraph
 from sdxl_optim.backends.execution import Execution
 from sdxl_optim.backends.inductor import Inductor
@@ -205,6 +207,18 @@ def bare(model):
         model.upcasting(True)
 
 
+@contextlib.contextmanager
+def same_call(model):
+    """Eager calls of what a backend prepares."""
+    global autocast
+    before, autocast = autocast, contextlib.nullcontext
+    try:
+        with bare_half(model.unet):
+            yield
+    finally:
+        autocast = before
+
+
 def section_cudagraph(model, state) -> dict:
     started = time.perf_counter()
     execution = state["cudagraph"]
@@ -231,10 +245,11 @@ def compare(model, execution) -> dict:
     for name, how in (("graph", execution), ("stock", None)):
         outputs[name] = []
         run_calls(model, {}, how, [2, 2], watch=lambda k, call, name=name: outputs[name].append(call().clone()))
-    outputs["bare"] = []
-    with bare(model):
-        run_calls(model, {}, None, [2, 2], watch=lambda k, call: outputs["bare"].append(call().clone()))
-    found["bit-exact with bare eager"] = all(map(torch.equal, outputs["graph"], outputs["bare"]))
+    for name, way in (("the same, eager", same_call), ("bare", bare)):
+        outputs[name] = []
+        with way(model):
+            run_calls(model, {}, None, [2, 2], watch=lambda k, call, name=name: outputs[name].append(call().clone()))
+    found["bit-exact with the same, eager"] = all(map(torch.equal, outputs["graph"], outputs["the same, eager"]))
     reference = copy.deepcopy(model.unet).float()
     with torch.no_grad():
         exact = [reference(*(t.float() for t in model.inputs(2, k))) for k in range(2)]
@@ -268,7 +283,7 @@ def section_changes(model, state) -> dict:
         if run.report.execution.replays != 3:
             raise AssertionError(f"{run.report.execution} {run.report.notes}")
         prepared += run.report.execution.prepared
-        with bare(model):
+        with same_call(model):
             run_calls(model, settings, None, [rows] * 3, size, lambda k, call, o=theirs: o.append(call().clone()))
         exact += all(map(torch.equal, ours, theirs))
         for one, other in zip(ours, theirs, strict=True):
@@ -277,7 +292,7 @@ def section_changes(model, state) -> dict:
         n += 1
     result = {
         "alternations": n,
-        "bit-exact with bare eager calls": exact,
+        "bit-exact with the same calls, eager": exact,
         "worst difference": round(worst, 6),
         "calls prepared": prepared,
         "weights moved": moved,
@@ -416,6 +431,19 @@ def section_inductor(model, state) -> dict:
     return {**result, **compare(model, execution)}
 
 
+def section_profile(model, state) -> dict:
+    """GPU time of a replay by kind of kernel."""
+    found = {}
+    for name in ("cudagraph", "inductor"):
+        if name == "inductor" and name not in state:
+            state[name] = Execution(Inductor(state["cache"]))
+            run_calls(model, {}, state[name], [2] * 2)
+        if name in state:
+            found[name] = kinds_of(lambda name=name: run_calls(model, {}, state[name], [2] * 4), 4)
+            log("\n".join([name, *found[name][1]]))
+    return {name: kinds for name, (kinds, _) in found.items()}
+
+
 def section_inductor_loop(model, state) -> dict:
     return loops(model, state["inductor"])
 
@@ -429,6 +457,7 @@ SECTIONS = {  # name: (function, seconds that it may need)
     "faults": (section_faults, 15),
     "inductor": (section_inductor, 45),
     "inductor loop": (section_inductor_loop, 12),
+    "profile": (section_profile, 10),
     "changes": (section_changes, 15),
 }
 

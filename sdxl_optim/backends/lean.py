@@ -1,0 +1,79 @@
+"""Layers of a UNet whose own kernels leave a fast card idle, as other operations of torch. No compiler is needed.
+
+They are used where a call is prepared anyway, in half precision without autocast. The results are those of the layers'
+own forward within rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+def lean_forwards(unet: nn.Module) -> Iterator[tuple[nn.Module, object]]:
+    """(layer, its other forward) for the layers inside `unet` that have one."""
+    for module in unet.modules():
+        if isinstance(module, nn.GroupNorm) and module.weight is not None:
+            yield module, _group_norm_of(module)
+        elif type(module).__name__ == "GEGLU" and isinstance(getattr(module, "proj", None), nn.Linear):
+            yield module, _geglu_of(module)
+
+
+def _group_norm_of(norm: nn.GroupNorm):
+    def forward(x):
+        if type(x) is torch.Tensor and x.is_cuda and x.is_contiguous() and few_groups(x, norm.num_groups):
+            return spread_group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+        return F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+
+    return forward
+
+
+def few_groups(x: torch.Tensor, groups: int) -> bool:
+    """torch gives each group of each picture to one multiprocessor. Whether that is too few for a group's size."""
+    return x.shape[0] * groups < _multiprocessors(x.device) and x[0].numel() // groups >= 1 << 15
+
+
+@lru_cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def spread_group_norm(x: torch.Tensor, groups: int, weight, bias, eps: float) -> torch.Tensor:
+    """Group norm whose sums are spread over the whole card. x: [B, C, H, W], contiguous; sums are in fp32."""
+    rows, channels = x.shape[:2]
+    grouped = x.reshape(rows * groups, -1)
+    mean = grouped.sum(1, dtype=torch.float32) / grouped.shape[1]
+    square = torch.linalg.vector_norm(grouped, dim=1, dtype=torch.float32).square() / grouped.shape[1]
+    var = torch.addcmul(square, mean, mean, value=-1).clamp_min(0)
+
+    def of_channels(t):
+        return t[:, None].expand(-1, channels // groups).reshape(-1)
+
+    weight, bias = (t.expand(rows, channels).reshape(-1).float() for t in (weight, bias))
+    flat = x.reshape(1, rows * channels, -1)
+    out, _, _ = torch.native_batch_norm(flat, weight, bias, of_channels(mean), of_channels(var), False, 0.0, eps)
+    return out.reshape(x.shape)
+
+
+def _geglu_of(layer: nn.Module):
+    def forward(x):
+        proj = layer.proj
+        if type(x) is not torch.Tensor or not x.is_cuda or proj.bias is None:
+            value, gate = proj(x).chunk(2, -1)
+            return value * F.gelu(gate)
+        return geglu(x, proj.weight, proj.bias)
+
+    return forward
+
+
+def geglu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """GEGLU (https://arxiv.org/abs/2002.05202) whose GELU is computed as its product is written, by the approximation
+    with tanh, which is off by less than half precision's last digit. x: [..., C] → [..., weight.shape[0] / 2]"""
+    hidden = weight.shape[0] // 2
+    flat = x.reshape(-1, x.shape[-1])
+    gate = torch._addmm_activation(bias[hidden:], flat, weight[hidden:].t(), use_gelu=True)
+    return F.linear(x, weight[:hidden], bias[:hidden]) * gate.reshape(*x.shape[:-1], hidden)
