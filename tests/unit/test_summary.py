@@ -20,7 +20,7 @@ def plan(settings, calls=(1,) * 30, loop=None, **facts):
         (
             {"preset": "fastest"},
             (1,) * 30,
-            "30 steps; 10 full and 20 cached; guidance off after step 22; about 31 % of the work",
+            "30 steps; 10 full and 20 cached; guidance off after step 22; about 31 % of the work; cudagraph",
         ),
         ({"cfg_cutoff": {"enabled": True, "stop": 0}}, (1,) * 20, "20 steps; guidance off; about 50 % of the work"),
         ({"freeu": {"enabled": True, "stop": 0.5}}, (2,) * 19 + (1,), "20 steps in 39 calls; FreeU in 10 steps"),
