@@ -181,6 +181,42 @@ class Bench:
             out = self.parts[UNET](x + 0.01 * out.clamp(-3, 3), t, context, y)
         return out, self.parts[VAE].decoder(out[:1])
 
+    def state(self) -> list[tuple]:
+        """Of every tensor of the model: where it is, what it is, and a checksum of its bits."""
+        found = []
+        for name, part in self.parts.items():
+            for key, t in (*part.named_parameters(), *part.named_buffers()):
+                bits = t.detach().contiguous().flatten().view(torch.int16 if t.element_size() == 2 else torch.int32)
+                weights = torch.arange(bits.numel(), device=t.device) % 65521 + 1
+                found.append((name, key, t.device, t.dtype, t.shape, t.stride(), (bits.long() * weights).sum()))
+        return [(*row, int(checksum)) for *row, checksum in found]
+
+    @torch.no_grad()
+    def stages(self) -> dict[str, float]:
+        """Seconds of each stage of one picture, the device idle in between; allocations that went to the driver."""
+        stats = torch.cuda.memory_stats() if self.device.type == "cuda" else {}
+        counters = [k for k in ("num_device_alloc", "num_device_free", "num_alloc_retries", "num_ooms") if k in stats]
+        seconds = {}
+
+        def stage(name, f):
+            self.wait()
+            began = time.perf_counter()
+            result = f()
+            seconds[f"{name}_host"] = time.perf_counter() - began
+            self.wait()
+            seconds[name] = time.perf_counter() - began
+            return result
+
+        context = stage("encode", lambda: self.parts[TEXT](self.tokens))
+        x, t, _, y = self.inputs.args
+        call = lambda: self.parts[UNET](x, t, context, y)  # noqa: E731
+        out = stage("call_1", call)
+        stage("call_2", call)
+        stage("call_3", call)
+        stage("decode", lambda: self.parts[VAE].decoder(out[:1]))
+        after = torch.cuda.memory_stats() if counters else {}
+        return seconds | {k: after[k] - stats[k] for k in counters}
+
     def timed(self, count: int) -> list[float]:
         times = []
         for _ in range(count):
@@ -233,8 +269,10 @@ class Bench:
         limit, allowed = setup[4:]
         row: dict = {"offload": setup[0], "budget_gb": setup[1], "fp8": setup[2], "tile": setup[3]}
         resident = self.timed(2)[1:]
+        row["resident_stages"] = self.stages()
         with torch.no_grad():
             expected = self.picture()[0].clone()
+        weights = self.state()
         with self.placed(*setup) as mover:
             self.picture()
             before, made = mover.lane.moved if mover else 0, []
@@ -242,6 +280,8 @@ class Bench:
             row["moved_gb_a_picture"] = (mover.lane.moved - before) / GB if mover else 0.0
             row["same_latents"] = bool(torch.equal(made.pop(), expected))
             times = self.timed(2)
+            self.stages()
+            row["stages"] = self.stages()
             row["streamed_gb_a_call"] = mover.streamed.get(UNET, 0) / GB if mover else 0.0
             if setup[0] == "sequential" and mover:
                 row["copy_seconds"] = row["moved_gb_a_picture"] * GB / self.bandwidth(mover)
@@ -251,8 +291,7 @@ class Bench:
         row["seconds"], row["resident_seconds"] = statistics.median(times), statistics.median(resident)
         row["ratio"] = row["seconds"] / row["resident_seconds"]
         row["max_gb"], row["max_ratio"] = limit, allowed
-        with torch.no_grad():
-            row["undone"] = bool(torch.equal(self.picture()[0], expected))
+        row["undone"] = self.state() == weights
         self.result["modes"][name] = row
         sys.stderr.write(f"{name}: {row}\n")
 
@@ -307,15 +346,19 @@ class Bench:
         self.result["decode_4096"] = row
 
     def table(self) -> str:
-        lines = [f"{'mode':22} {'peak GB':>8} {'≤':>5} {'ratio':>6} {'≤':>5} {'moved GB':>9} {'same':>5} {'cap':>9}"]
+        head = f"{'mode':22} {'peak GB':>8} {'≤':>5} {'ratio':>6} {'≤':>5} {'moved GB':>9}"
+        lines = [f"{head} {'same':>5} {'undone':>6} {'cap':>9}"]
         for name, r in self.result["modes"].items():
             cap = "" if "out_of_memory" not in r else "OOM" if r["out_of_memory"] else f"{r['pictures_under_cap']} ok"
             lines.append(
                 f"{name:22} {r['peak_gb']:8.2f} {r['max_gb'] or '':>5} {r['ratio']:6.2f} {r['max_ratio'] or '':>5} "
-                f"{r['moved_gb_a_picture']:9.2f} {r['same_latents']!s:>5} {cap:>9}"
+                f"{r['moved_gb_a_picture']:9.2f} {r['same_latents']!s:>5} {r['undone']!s:>6} {cap:>9}"
             )
             if "copy_seconds" in r:
                 lines.append(f"{'':22} {r['seconds'] / r['copy_seconds']:.2f} times what the copies alone take")
+        for name, r in self.result["modes"].items():
+            for kind in ("resident_stages", "stages"):
+                lines.append(f"{name:22} {kind:15} " + " ".join(f"{k} {v:.3g}" for k, v in r[kind].items()))
         lines += [f"resident: {self.result.get('resident_peak_gb', 0):.2f} GB", f"{self.result.get('decode_4096')}"]
         return "\n".join(lines)
 
