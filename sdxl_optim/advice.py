@@ -20,7 +20,7 @@ FEW_STEPS = re.compile(r"turbo|lightning|lcm|hyper", re.IGNORECASE)
 @dataclass(frozen=True)
 class Machine:
     """device: cuda, cpu, mps, …; memory: of the card, in bytes. kind: sdxl, sd1, sd2, sd3 or None; attention: the
-    optimisation in force, as the WebUI names it."""
+    optimisation in force, as the WebUI names it. host_offloads: it moves the model's parts itself."""
 
     device: str | None = None
     memory: int | None = None
@@ -34,6 +34,7 @@ class Machine:
     no_half: bool = False
     no_half_vae: bool = False
     attention: str | None = None
+    host_offloads: bool = False
 
 
 def advise(machine: Machine) -> list[str]:
@@ -56,7 +57,8 @@ def _choice(m: Machine) -> list[str]:
     if m.memory is None:
         return []
     gib = m.memory / GIB
-    budget = _budget(gib) if m.kind == "sdxl" and not (m.medvram or m.lowvram) else None
+    moved = m.medvram or m.lowvram or m.host_offloads
+    budget = _budget(gib) if m.kind == "sdxl" and not moved else None
     if budget:
         text = "choose the preset {preset}, which fits SDXL into it."
         return [joined([f"The card has {gib:.0f} GiB", ": ", words(text, preset=budget)])]

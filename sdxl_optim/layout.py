@@ -19,7 +19,7 @@ class Layout:
 
     blocks: all blocks in the order in which they run. depth: number of input blocks (as many as output blocks).
     channels: what each of `blocks` puts out. stages: for each output block, its resolution counted from the deepest
-    one.
+    one. by_layers: the UNet calls the layers in its blocks itself, and never a block.
     """
 
     unet: nn.Module
@@ -27,6 +27,11 @@ class Layout:
     depth: int
     channels: tuple[int, ...]
     stages: tuple[int, ...]
+    by_layers: bool = False
+
+    def called(self, block: nn.Module) -> list[nn.Module]:
+        """What the UNet calls to run one of its blocks, in order."""
+        return list(block.children()) if self.by_layers else [block]
 
     @property
     def output_blocks(self) -> tuple[nn.Module, ...]:
@@ -37,7 +42,7 @@ class Layout:
         return self.channels[self.depth - 1 - i]
 
 
-def read_layout(unet: nn.Module) -> Layout:
+def read_layout(unet: nn.Module, by_layers: bool = False) -> Layout:
     """The layout of `unet`. Raises Unsupported where it has other parts than the ldm/sgm UNets."""
     try:
         inputs, middle, outputs = list(unet.input_blocks), unet.middle_block, list(unet.output_blocks)
@@ -46,7 +51,7 @@ def read_layout(unet: nn.Module) -> Layout:
     if len(inputs) != len(outputs):
         raise Unsupported("UNet", f"{type(unet).__name__} has {len(inputs)} input and {len(outputs)} output blocks")
     blocks = (*inputs, middle, *outputs)
-    return Layout(unet, blocks, len(inputs), tuple(map(_out_channels, blocks)), _stages(outputs))
+    return Layout(unet, blocks, len(inputs), tuple(map(_out_channels, blocks)), _stages(outputs), by_layers)
 
 
 def _out_channels(block: nn.Module) -> int:

@@ -39,6 +39,7 @@ class Facts:
     calibration: of the model, for adaptive DeepCache; else no_calibration is the reason.
     cached_share: of a full call's arithmetic that a call cached by DeepCache at the settings' branch still does.
     no_backend: reason why the settings' backend can't run, or None.
+    no_cache: reason why the UNet's deep features can't be kept for later steps, or None.
     """
 
     loop: Loop
@@ -53,6 +54,7 @@ class Facts:
     no_calibration: str | None = "this host has no calibration"
     cached_share: float | None = None
     no_backend: str | None = None
+    no_cache: str | None = None
 
 
 @dataclass(frozen=True)
@@ -177,8 +179,8 @@ def _deepcache(settings: Settings, facts: Facts, notes: list[Note]) -> DeepCache
     deepcache = settings.deepcache
     if not deepcache.enabled:
         return None
-    if facts.no_unet:
-        notes.append(Note("DeepCache", facts.no_unet))
+    if facts.no_unet or facts.no_cache:
+        notes.append(Note("DeepCache", facts.no_unet or facts.no_cache))
     elif not facts.loop.foreseeable:
         notes.append(Note("DeepCache", "this sampler's number of steps can't be foreseen"))
     elif deepcache.cache_branch_id >= facts.depth:

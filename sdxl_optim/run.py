@@ -4,7 +4,8 @@ behind."""
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable
+from collections import Counter
+from collections.abc import Callable, Hashable
 from contextlib import ExitStack
 
 from torch import nn
@@ -26,16 +27,28 @@ class Run:
     The host calls `attach` with the UNet before the first call and whenever another model takes over, `begin_call`
     before each model evaluation, and `suspend`/`resume` around anything else that samples meanwhile. UNet calls
     that others add to ours pass uncached. execution: runs the calls by a backend; None is the stock call.
+
+    order_of: for hosts with another order than cond rows before uncond rows: from a UNet call's rows and keyword
+    arguments to a name for what it holds, and the row at which its cond rows begin. layout_of: reads the UNet's layout.
     """
 
-    def __init__(self, plan: Plan, name: str = "base", execution: Execution | None = None):
+    def __init__(
+        self,
+        plan: Plan,
+        name: str = "base",
+        execution: Execution | None = None,
+        order_of: Callable[[int, dict], tuple[Hashable, int]] = lambda rows, kwargs: (None, 0),
+        layout_of: Callable[[nn.Module], Layout] = read_layout,
+    ):
         self.plan = plan
         self.execution = execution
+        self._order_of = order_of
+        self._layout_of = layout_of
         self.report = PassReport(name=name, plan=plan)
         self.step: StepPlan | None = None  # valid while one of our calls is under way
         self._call: Call | None = None
         self._calls_begun = 0
-        self._part = 0
+        self._parts: Counter[Hashable] = Counter()  # of the model evaluation under way, by what they hold
         self._rows_left = 0
         self._cond_rows = 0
         self._freeu_counted = False
@@ -76,7 +89,7 @@ class Run:
 
     def _open(self, stack: ExitStack, unet: nn.Module) -> None:
         try:
-            layout = read_layout(unet)
+            layout = self._layout_of(unet)
         except Unsupported as error:
             self.note("FreeU and DeepCache", error.reason)
             return
@@ -118,7 +131,7 @@ class Run:
             if self.plan.loop.foreseeable:
                 self.note("schedule", "the sampler made more calls than foreseen; these ran uncached")
         self._calls_begun += 1
-        self._part, self._rows_left, self._cond_rows = 0, rows, cond_rows
+        self._parts, self._rows_left, self._cond_rows = Counter(), rows, cond_rows
         self.report.count_call(stock_rows)
         self._freeu_counted = False
         return self.step
@@ -147,17 +160,18 @@ class Run:
         x = args[0] if args else kwargs["x"]
         rows = x.shape[0]
         ours = self.step is not None and rows <= self._rows_left
-        key: Hashable = None
+        key, cond_at = None, 0
         if ours:
+            held, cond_at = self._order_of(rows, kwargs)
             if self._call.step >= 0:  # what was not foreseen is not stored: nothing would ever reuse it
-                key = (self._call.place, self._part)
-            self._part += 1
+                key = (self._call.place, held, self._parts[held])
+            self._parts[held] += 1
             self._rows_left -= rows
         shape = (*x.shape[2:], x.dtype, x.device)
         cached = False
         if self.store is not None:
             want = key is not None and self.step.cached
-            cached = self.store.begin(key, want, rows, self._cond_rows, self._model, shape)
+            cached = self.store.begin(key, want, rows, self._cond_rows, self._model, shape, cond_at)
         self.report.count_unet(rows, ours, cached)
         freeu = self._layout is not None and any(map(self._freeu_on, freeu_blocks(self._layout)))
         if freeu and not self._freeu_counted:

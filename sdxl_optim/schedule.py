@@ -91,18 +91,19 @@ def full_steps_nonuniform(n: int, interval: int, center: float, power: float) ->
 
 @dataclass(frozen=True)
 class Stored:
-    """What is known of a stored deep feature, besides the tensor."""
+    """What is known of a stored deep feature, besides the tensor. cond_at: where its cond rows begin."""
 
     rows: int
     model: int
     shape: tuple = ()
+    cond_at: int = 0
 
 
 def usable_rows(stored: Stored | None, rows: int, cond_rows: int, model: int, shape: tuple = ()) -> int | None:
     """How many of the stored rows serve a call of `rows` rows, or None where they can't.
 
-    The host puts the cond rows first; a call that computes only those takes the store's first `cond_rows` rows.
-    Anything else must match exactly. `shape` is all else that must be equal: height, width, dtype and device.
+    A call that computes only the cond rows takes those of the store. Anything else must match exactly.
+    `shape` is all else that must be equal: height, width, dtype and device.
     """
     if stored is None or stored.model != model or stored.shape != shape:
         return None

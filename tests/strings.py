@@ -12,7 +12,7 @@ from sdxl_optim import settings as declared
 from sdxl_optim.words import to_translate
 
 PACKAGE = Path(declared.__file__).parent
-SENTENCES = ("*.py", "memory/*.py", "patches/*.py", "backends/*.py", "host/webui/*.py")
+SENTENCES = ("*.py", "memory/*.py", "patches/*.py", "backends/*.py", "host/webui/*.py", "host/forge/*.py")
 # Their texts reach a command line, a file or a report of their own.
 ELSEWHERE = ("cli.py", "settings.py", "settings_table.py", "overrides.py", "presets.py", "preset_file.py", "words.py",
              "errors.py", "doctor.py", "grid.py", "measure.py", "bench.py", "api.py", "machine.py")  # fmt: skip

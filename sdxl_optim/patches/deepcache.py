@@ -40,17 +40,27 @@ class DeepCacheStore:
         self._keeper_ran = False
         self._apart: list[torch.Tensor] | None = None
 
-    def begin(self, key: Hashable, want_cached: bool, rows: int, cond_rows: int, model: int, shape: tuple) -> bool:
+    def begin(
+        self,
+        key: Hashable,
+        want_cached: bool,
+        rows: int,
+        cond_rows: int,
+        model: int,
+        shape: tuple,
+        cond_at: int = 0,
+    ) -> bool:
         """Announce the next UNet call and tell whether it runs cached. key None: a call that is not the plan's."""
         self._key, self._keeper_ran, self._reused = key, False, None
-        self._stored = Stored(rows, model, shape)
+        self._stored = Stored(rows, model, shape, cond_at)
         if key is None or self.disabled or not want_cached or key not in self._entries:
             return False
         stored, tensor = self._entries[key]
         usable = usable_rows(stored, rows, cond_rows, model, shape)
         if usable is None:
             return False
-        self._reused = tensor[:usable]
+        at = stored.cond_at if usable < stored.rows else 0
+        self._reused = tensor[at : at + usable]
         return True
 
     @property
@@ -122,7 +132,10 @@ def deepcache_attached(layout: Layout, store: DeepCacheStore) -> Iterator[None]:
         stack.callback(store.clear)
         for index in range(store.first_skipped, store.keeper + 1):
             make = _keeper(store) if index == store.keeper else _skipped(store, layout.channels[index])
-            stack.enter_context(replaced(layout.blocks[index], "forward", make))
+            *before, last = layout.called(layout.blocks[index])
+            for layer in before:
+                stack.enter_context(replaced(layer, "forward", _passed(store)))
+            stack.enter_context(replaced(last, "forward", make))
         yield
 
 
@@ -134,6 +147,18 @@ def _keeper(store: DeepCacheStore):
             out = original(h, *args, **kwargs)
             store.keep(out)
             return out
+
+        return forward
+
+    return make
+
+
+def _passed(store: DeepCacheStore):
+    """A layer whose block ends with another one: that one gives the block's result."""
+
+    def make(original):
+        def forward(h, *args, **kwargs):
+            return h if store.cached_call else original(h, *args, **kwargs)
 
         return forward
 

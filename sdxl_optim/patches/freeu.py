@@ -23,7 +23,8 @@ def freeu_attached(layout: Layout, settings: FreeU, is_on: Callable[[int], bool]
     with ExitStack() as stack:
         for i in freeu_blocks(layout):
             hook = _hook(i, layout.skip_channels(i), *factors[layout.stages[i]], settings.version, is_on)
-            stack.callback(layout.output_blocks[i].register_forward_pre_hook(hook).remove)
+            first = layout.called(layout.output_blocks[i])[0]
+            stack.callback(first.register_forward_pre_hook(hook).remove)
         yield
 
 

@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "sdxl_optim"
+WEBUI, FORGE = PACKAGE / "host" / "webui", PACKAGE / "host" / "forge"
 TORCHLESS = ["settings", "plan", "schedule", "report", "errors"]
 HOSTS = {"modules", "gradio", "diffusers", "transformers", "accelerate", "launch"}
 
@@ -94,9 +95,20 @@ def test_the_source_names_no_host_either(path):
 def test_each_host_is_named_in_its_own_folder_alone():
     for path in PACKAGE.rglob("*.py"):
         names = imports_of(path)
-        if not path.is_relative_to(PACKAGE / "host" / "webui"):
+        if not path.is_relative_to(WEBUI) and not path.is_relative_to(FORGE):
             assert not foreign(names) & {"modules", "gradio", "launch"}, path
             assert not [name for name in names if name.startswith("sdxl_optim.host.webui")], path
+
+
+def test_one_place_asks_which_webui_it_is_and_one_chooses_by_it():
+    asking, choosing = [], []
+    for path in PACKAGE.rglob("*.py"):
+        if any(name in path.read_text("utf-8") for name in ("modules_forge", "ldm_patched")):
+            asking.append(path)
+        if any(name.startswith("sdxl_optim.host.forge") for name in imports_of(path)) and FORGE not in path.parents:
+            choosing.append(path)
+    assert asking == [WEBUI / "family.py"]
+    assert choosing == [WEBUI / "adapter.py"]
 
 
 # --- the checks can fail

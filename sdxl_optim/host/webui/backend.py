@@ -16,11 +16,11 @@ from sdxl_optim.backends.execution import Execution
 from sdxl_optim.backends.switches import fp16_accumulation, why_no_fp16_accumulation
 from sdxl_optim.errors import Unsupported
 from sdxl_optim.host.webui import attention
-from sdxl_optim.host.webui.backend_ui import MOVED
 from sdxl_optim.host.webui.job import Job
 from sdxl_optim.plan import Note
 from sdxl_optim.settings import Settings
 
+MOVED = "--medvram and --lowvram move the weights in and out of the card"
 # The layers into whose weights the built-in LoRA merges.
 MERGED = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.MultiheadAttention)
 
@@ -29,6 +29,11 @@ _executions: dict[str, Execution] = {}
 
 def environment() -> Environment:
     return read_environment(host_reason())
+
+
+def reason_for_all_models() -> str | None:
+    """Why no call can be anything but the stock one, whichever model is loaded, or None."""
+    return MOVED if shared.cmd_opts.lowvram or shared.cmd_opts.medvram else None
 
 
 def host_reason() -> str | None:
@@ -83,6 +88,11 @@ def set_switches(job: Job) -> None:
         job.undo.enter_context(attention.sdpa())
     if asked.fp16_accumulation and not _refused(job, "fp16 accumulation", why_no_fp16_accumulation()):
         job.undo.enter_context(fp16_accumulation())
+
+
+def foreseen_switches(settings: Settings) -> list[Note]:
+    """What is known before a run to be refused of these."""
+    return []
 
 
 def _refused(job: Job, feature: str, reason: str | None) -> bool:

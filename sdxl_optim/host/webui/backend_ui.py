@@ -8,15 +8,14 @@ from collections.abc import Callable
 
 import gradio as gr
 
-from modules import shared
 from modules.ui_components import FormRow
 from sdxl_optim import backends
 from sdxl_optim.backends.environment import read_environment
 from sdxl_optim.backends.switches import why_no_fp16_accumulation
+from sdxl_optim.host.webui import adapter
 from sdxl_optim.words import as_html, pieces
 
 ANY = "*"  # of a control that is greyed as a whole
-MOVED = "--medvram and --lowvram move the weights in and out of the card"
 
 
 def build(add: Callable, elem_id) -> None:
@@ -33,10 +32,11 @@ def build(add: Callable, elem_id) -> None:
 def _unavailable(elem_id) -> str:
     """By element and choice, the reason in pieces, each of which may be translated. The model may not be loaded yet, so
     this is what holds for every model."""
-    flags = shared.cmd_opts
-    moved = MOVED if flags.lowvram or flags.medvram else None
-    reasons = {name: why for name, why in backends.probe_all(read_environment(moved)).items() if why}
+    environment = read_environment(adapter.backend.reason_for_all_models())
+    reasons = {name: why for name, why in backends.probe_all(environment).items() if why}
     by_id = {elem_id("backend_name"): reasons}
+    for path, choice, why in adapter.memory.unavailable():
+        by_id.setdefault(elem_id("_".join(path)), {})[ANY if choice is True else choice] = why
     if why := why_no_fp16_accumulation():
         by_id[elem_id("backend_fp16_accumulation")] = {ANY: why}
     data = {

@@ -18,7 +18,7 @@ from sdxl_optim.bench.article import Case
 from sdxl_optim.bench.cases import Prompt
 from sdxl_optim.bench.results import Results, Row
 from sdxl_optim.bench.runner import Progress, Runner, Stopped
-from sdxl_optim.host.webui import backend
+from sdxl_optim.host.webui.adapter import backend
 from sdxl_optim.host.webui.measure import Measurement
 from sdxl_optim.host.webui.ui import TITLE
 from sdxl_optim.host.webui.vae import why_no_tiny_decoder

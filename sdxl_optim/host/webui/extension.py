@@ -8,14 +8,15 @@ from modules import script_callbacks
 from modules.shared import opts
 from sdxl_optim import settings as declared
 from sdxl_optim.errors import SettingsError
-from sdxl_optim.host.webui import backend, grid, infotext, memory, options, preset_ui, references, tab, ui
+from sdxl_optim.host.webui import adapter, grid, infotext, options, preset_ui, references, tab, ui
+from sdxl_optim.host.webui.adapter import backend, memory, vae
 from sdxl_optim.host.webui.api import add_api
 from sdxl_optim.host.webui.job import Job, begin_job, end_job, job_of, log, refuse_request
 from sdxl_optim.host.webui.lowvram import load_into_main_memory_if_chosen
 from sdxl_optim.host.webui.measure import measurement_of
-from sdxl_optim.host.webui.sampling import on_cfg_denoiser, watch_sampler
+from sdxl_optim.host.webui.passes import watch_sampler
 from sdxl_optim.host.webui.stages import DECODE
-from sdxl_optim.host.webui.vae import METHODS, OPTION, host_option, wants_fix, why_no_tiny_decoder
+from sdxl_optim.host.webui.vae import METHODS, OPTION, host_option, why_no_tiny_decoder
 from sdxl_optim.host.webui.xyz import WrongSettings, add_axes, with_axes
 from sdxl_optim.memory.tf32 import tf32
 from sdxl_optim.plan import Note
@@ -29,7 +30,7 @@ def register_callbacks() -> None:
     _show_log()
     preset_ui.load()
     load_into_main_memory_if_chosen()
-    script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
+    script_callbacks.on_cfg_denoiser(adapter.sampling.on_cfg_denoiser)
     script_callbacks.on_model_loaded(memory.on_model_loaded)
     script_callbacks.on_before_ui(add_axes)
     script_callbacks.on_infotext_pasted(infotext.on_infotext_pasted)
@@ -74,10 +75,10 @@ def before_process(p, tab: str, args: tuple) -> None:
         references.stock_begins(p)
         return
     _take_what_is_ours(p, settings)
-    begin_job(p, Job(settings, on_close=lambda job: _keep_report(p, tab, job)))
+    begin_job(p, Job(settings, adapter, on_close=lambda job: _keep_report(p, tab, job)))
     if settings.steps is not None:
         p.steps = settings.steps
-    if "sd_vae" not in p.override_settings and (fix := wants_fix(settings.vae)):
+    if "sd_vae" not in p.override_settings and (fix := vae.wants_fix(settings.vae)):
         p.override_settings = {**p.override_settings, "sd_vae": fix}
 
 
@@ -111,17 +112,10 @@ def process(p) -> None:
         infotext.REFUSED: lambda p, **_: job.report.refusals(p.iteration) if job.report.result(p.iteration) else None,
     }
     _choose_decoder(p, job)
-    _offload_beside_previews(job)
+    memory.beside_previews(job)
     backend.set_switches(job)
     job.undo.enter_context(tf32(job.settings.memory.cudnn_tf32, job.settings.memory.matmul_tf32))
     job.follow_model(p)
-
-
-def _offload_beside_previews(job: Job) -> None:
-    """A preview by the full VAE would call for it from another thread, while the UNet has the card."""
-    if job.settings.memory.offload != "host" and opts.show_progress_type == "Full":
-        job.undo.enter_context(host_option("show_progress_type", "Approx NN"))
-        job.report.add_note(Note("Memory offload", "previews are by Approx NN instead of the full VAE", refused=False))
 
 
 def _choose_decoder(p, job: Job) -> None:

@@ -12,16 +12,15 @@ from typing import Any
 
 import torch
 
-from modules import extra_networks, prompt_parser, sd_hijack, sd_models, sd_samplers, shared
+from modules import extra_networks, prompt_parser, sd_models, sd_samplers, shared
 from modules.processing import (
     StableDiffusionProcessing,
     StableDiffusionProcessingImg2Img,
     StableDiffusionProcessingTxt2Img,
 )
-from sdxl_optim.host.webui.memory import foreseen as foreseen_placement
+from sdxl_optim.host.webui import adapter
+from sdxl_optim.host.webui.passes import pass_name
 from sdxl_optim.host.webui.rehearsal import with_globals
-from sdxl_optim.host.webui.sampling import gather_facts, pass_name
-from sdxl_optim.host.webui.vae import foreseen_decoder
 from sdxl_optim.plan import Plan, make_plan
 from sdxl_optim.settings import Settings
 from sdxl_optim.summary import lines
@@ -37,7 +36,7 @@ def foresee(request: dict[str, Any], settings: Settings, img2img: bool = False) 
     request: fields of the host's processing object, as in its API; what is missing has the host's default. Raises
     NotForeseeable.
     """
-    if sd_models.model_data.sd_model is None:
+    if adapter.sampling.loaded_model() is None:
         raise NotForeseeable("the checkpoint is not loaded yet")
     p = _processing(request, img2img)
     if settings.steps is not None:
@@ -64,15 +63,23 @@ def _processing(request: dict[str, Any], img2img: bool) -> StableDiffusionProces
 
 def _plan(p, settings: Settings, sampler_name: str, prompt: str, negative: str, again: bool, steps=None) -> Plan:
     """again: the pass starts from a picture. steps: where the host itself gives them to the sampler."""
+    with adapter.sampling.model_kept_as_it_is():
+        return _plan_by(p, settings, _sampler(sampler_name), prompt, negative, again, steps)
+
+
+def _sampler(name: str):
     try:
-        sampler = sd_samplers.create_sampler(sampler_name, shared.sd_model)
+        return sd_samplers.create_sampler(name, shared.sd_model)
     except Exception as error:  # the host's own words for samplers that the model can't be used with
         raise NotForeseeable(str(error)) from None
+
+
+def _plan_by(p, settings: Settings, sampler, prompt: str, negative: str, again: bool, steps) -> Plan:
     found: list[Plan] = []
-    latent = torch.zeros(1, 4, 1, 1, device=shared.sd_model.alphas_cumprod.device)
+    latent = torch.zeros(1, 4, 1, 1, device=adapter.sampling.latent_device())
 
     def launch_sampling(steps, func):
-        found.append(make_plan(settings, gather_facts(p, sampler, settings, steps, func)))
+        found.append(make_plan(settings, adapter.sampling.gather_facts(p, sampler, settings, steps, func)))
         return latent
 
     sampler.launch_sampling = launch_sampling
@@ -87,18 +94,26 @@ def _plan(p, settings: Settings, sampler_name: str, prompt: str, negative: str, 
 
 def _keep_to_itself(sampler) -> None:
     """The host's preparation of a loop sets up its source of noise in a global, and tells other extensions of it."""
-    apart = with_globals(type(sampler).initialize, k_diffusion=SimpleNamespace(sampling=SimpleNamespace()))
-    sampler.initialize = MethodType(apart, sampler)
-    silent = with_globals(type(sampler).sample_img2img, extra_noise_callback=lambda params: None)
-    sampler.sample_img2img = MethodType(silent, sampler)
+    nothing, nowhere = (lambda *args, **kwargs: None), SimpleNamespace()
+    apart = {
+        "initialize": {"k_diffusion": SimpleNamespace(sampling=nowhere), "sampling": nowhere},
+        "sample": {"sampling_prepare": nothing, "sampling_cleanup": nothing},  # Forge would load the model there
+        "sample_img2img": {
+            "extra_noise_callback": nothing,
+            "sampling_prepare": nothing,
+            "sampling_cleanup": nothing,
+        },
+    }
+    for name, replaced in apart.items():
+        setattr(sampler, name, MethodType(with_globals(getattr(type(sampler), name), **replaced), sampler))
     sampler.create_noise_sampler = lambda x, sigmas, p: None
 
 
 def in_words(plans: dict[str, Plan], settings: Settings) -> tuple[list[str], list[str]]:
     """The live plan: a line for each pass, and what is refused or to be said."""
-    facts, notes = foreseen_placement(sd_models.model_data.sd_model, settings.memory)
-    decoder, said = foreseen_decoder(settings)
-    return lines(plans, [*decoder, *facts], [*notes, *said])
+    facts, notes = adapter.memory.foreseen(adapter.sampling.loaded_model(), settings.memory)
+    decoder, said = adapter.vae.foreseen_decoder(settings)
+    return lines(plans, [*decoder, *facts], [*notes, *said, *adapter.backend.foreseen_switches(settings)])
 
 
 # --- prompts, as far as they decide the number of rows: their parts and lengths
@@ -129,5 +144,5 @@ def _entry(text: str, steps: int) -> list[prompt_parser.ScheduledPromptCondition
 
 
 def _tokens(text: str) -> int:
-    _, length = sd_hijack.model_hijack.get_prompt_lengths(text)
+    length = adapter.sampling.token_length(text)
     return length if isinstance(length, int) else 0

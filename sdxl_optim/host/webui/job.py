@@ -7,10 +7,9 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from types import ModuleType
 
-from sdxl_optim.host.webui import memory
 from sdxl_optim.host.webui.stages import Stages
-from sdxl_optim.host.webui.vae import VaePatch
 from sdxl_optim.report import JobReport
 from sdxl_optim.settings import Settings
 
@@ -20,13 +19,14 @@ ATTRIBUTE = "sdxl_optim_job"
 
 
 class Job:
-    """What the extension knows of the request `p`. `close` runs once, whatever happened."""
+    """What the extension knows of the request `p`. `close` runs once, whatever happened. host: the adapter."""
 
-    def __init__(self, settings: Settings, on_close: Callable[[Job], None]):
+    def __init__(self, settings: Settings, host: ModuleType, on_close: Callable[[Job], None]):
         self.settings = settings
+        self._memory = host.memory
         self.report = JobReport()
         self.undo = ExitStack()
-        self.vae = VaePatch(settings.vae, self.report)
+        self.vae = host.vae.VaePatch(settings.vae, self.report)
         self.undo.callback(self.vae.close)
         self.stages = Stages(self.report)
         self._on_close = on_close
@@ -35,7 +35,7 @@ class Job:
 
     def follow_model(self, p) -> None:
         """Another model may have been loaded: what acts on the model itself moves on to it."""
-        memory.ensure(p, self.settings, self.report)
+        self._memory.ensure(p, self.settings, self.report)
         self.vae.follow()
 
     def close(self) -> None:
@@ -45,7 +45,7 @@ class Job:
         try:
             self.undo.close()
         finally:
-            memory.tell(self.report)
+            self._memory.tell(self.report)
             self.report.seconds = time.perf_counter() - self._started
             log.info("; ".join(self.report.lines()) or "nothing was sampled")
             self._on_close(self)

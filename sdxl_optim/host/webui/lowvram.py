@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from modules import shared
+from sdxl_optim.host.webui.family import FORGE
 from sdxl_optim.host.webui.options import LOAD, chosen
 
 _ours = False
@@ -12,7 +13,7 @@ def load_into_main_memory_if_chosen() -> None:
     """To be called before the host loads its first checkpoint."""
     global _ours
     flags = shared.cmd_opts
-    if chosen(LOAD) and not (flags.medvram or flags.lowvram or flags.medvram_sdxl):
+    if not FORGE and chosen(LOAD) and not (flags.medvram or flags.lowvram or flags.medvram_sdxl):
         flags.medvram_sdxl = _ours = True
 
 

@@ -6,15 +6,17 @@ import importlib.util
 
 import torch
 
-from modules import devices, sd_hijack, sd_models, shared
+from modules import devices, sd_hijack, shared
 from sdxl_optim.advice import Machine
+from sdxl_optim.host.webui import adapter
+from sdxl_optim.host.webui.family import FORGE
 
 
 def machine() -> Machine:
-    options, model = shared.cmd_opts, sd_models.model_data.sd_model
+    options, model = shared.cmd_opts, adapter.sampling.loaded_model()
     device = devices.device.type
     on_card = device == "cuda" and torch.cuda.is_available()
-    optimizer = sd_hijack.current_optimizer
+    optimizer = getattr(sd_hijack, "current_optimizer", None)
     return Machine(
         device=device,
         memory=torch.cuda.get_device_properties(devices.device).total_memory if on_card else None,
@@ -23,11 +25,12 @@ def machine() -> Machine:
         triton=importlib.util.find_spec("triton") is not None,
         kind=_kind(model),
         checkpoint=model.sd_checkpoint_info.name_for_extra if model is not None else None,
-        medvram=bool(options.medvram or (options.medvram_sdxl and _kind(model) == "sdxl")),
-        lowvram=bool(options.lowvram),
+        medvram=not FORGE and bool(options.medvram or (options.medvram_sdxl and _kind(model) == "sdxl")),
+        lowvram=not FORGE and bool(options.lowvram),
         no_half=bool(options.no_half),
         no_half_vae=bool(options.no_half_vae),
         attention=optimizer.name if optimizer is not None else None,
+        host_offloads=FORGE,
     )
 
 

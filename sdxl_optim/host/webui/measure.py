@@ -12,6 +12,7 @@ import torch
 from modules import devices, launch_utils, shared
 from modules.shared import opts
 from sdxl_optim.bench.results import Row
+from sdxl_optim.host.webui.family import NAME
 from sdxl_optim.host.webui.job import Job
 from sdxl_optim.host.webui.peaks import HighWater
 from sdxl_optim.schedule import Counts
@@ -67,7 +68,7 @@ class Measurement:
         return Row(
             **{
                 "prompt": p.all_prompts[0],
-                "host": f"WebUI {launch_utils.git_tag()}",
+                "host": f"{NAME} {launch_utils.git_tag()}",
                 "device": device_name(),
                 "torch": version("torch"),
                 "checkpoint": p.sd_model_name,

@@ -10,12 +10,13 @@ import torch
 from modules import devices, lowvram, sd_unet, shared
 from sdxl_optim.host.webui.lowvram import HostLowvram, loads_into_main_memory
 from sdxl_optim.host.webui.peaks import HighWater
+from sdxl_optim.host.webui.vae import host_option
 from sdxl_optim.memory import fp8
 from sdxl_optim.memory.meter import Meter
 from sdxl_optim.memory.mover import TEXT, UNET, VAE, Mover
 from sdxl_optim.plan import Note
 from sdxl_optim.report import JobReport
-from sdxl_optim.settings import Memory, Settings
+from sdxl_optim.settings import Memory, Path, Settings
 from sdxl_optim.words import joined
 
 CPU = torch.device("cpu")
@@ -151,6 +152,18 @@ def _why_no_offload(model) -> str | None:
     if sd_unet.current_unet is not None:
         return f"the UNet is run by {sd_unet.current_unet_option.label}"
     return None
+
+
+def unavailable() -> list[tuple[Path, str | bool, str]]:
+    """(path of a setting, its value, why that can't be had) of what no model of this host can have."""
+    return []
+
+
+def beside_previews(job) -> None:
+    """A preview by the full VAE would call for it from another thread, while the UNet has the card."""
+    if job.settings.memory.offload != "host" and shared.opts.show_progress_type == "Full":
+        job.undo.enter_context(host_option("show_progress_type", "Approx NN"))
+        job.report.add_note(Note("Memory offload", "previews are by Approx NN instead of the full VAE", refused=False))
 
 
 def withdraw(memory: Memory) -> None:

@@ -11,6 +11,7 @@ import gradio as gr
 from modules import shared
 from modules.options import OptionInfo
 from modules.shared import opts
+from sdxl_optim.host.webui.family import FORGE
 
 SECTION = ("sdxl_optim", "SDXL Optim")
 LOAD = "sdxl_optim_load_into_main_memory"
@@ -52,6 +53,8 @@ OPTIONS = {
 
 def add_options() -> None:
     for name, option in OPTIONS.items():
+        if name == LOAD and FORGE:  # it moves the parts itself
+            continue
         info = OptionInfo(option.default, option.label, section=SECTION)
         if option.choices:
             info.component, info.component_args = gr.Radio, {"choices": list(option.choices)}

@@ -108,10 +108,10 @@ class Page:
         """
         if self.log is None:
             return
-        for i, event in enumerate(list(Context.root_block.dependencies)):
-            if self.log._id in event["outputs"] and i not in self._followed:
+        for i, event, outputs in _events():
+            if self.log._id in outputs and i not in self._followed:
                 self._followed.add(i)
-                after = Dependency(self.log, event, i).then(
+                after = _after(self.log, event, i).then(
                     self.read_report, outputs=[self.accordion.report], show_progress=False
                 )
                 after.then(None, _js=self._soon, inputs=None, outputs=None)
@@ -165,6 +165,26 @@ class Page:
         except Exception as error:  # whatever a half-filled form holds, the page goes on
             log.debug("no plan", exc_info=True)
             return show_plan([], [words("no plan yet: {reason}", reason=f"{type(error).__name__} ({error})")])
+
+
+# --- gradio 3 and 4 keep the page's events in different ways
+
+
+def _events() -> list[tuple[int, Any, list[int]]]:
+    """(number, event, ids of the components it writes) of all events so far."""
+    root = Context.root_block
+    if root is None:  # a component made outside any page
+        return []
+    if hasattr(root, "dependencies"):
+        return [(i, event, event["outputs"]) for i, event in enumerate(root.dependencies)]
+    return [(i, event, [block._id for block in event.outputs]) for i, event in root.fns.items()]
+
+
+def _after(trigger: Component, event: Any, number: int) -> Dependency:
+    """What follows the event can be attached to the answer."""
+    if isinstance(event, dict):
+        return Dependency(trigger, event, number)
+    return Dependency(trigger, event.get_config(), number, event.fn)
 
 
 def as_request(given: dict[str, Any]) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from types import FunctionType, SimpleNamespace
 
-import k_diffusion.sampling
 import torch
 
+from sdxl_optim.host.webui.family import k_diffusion_sampling
 from sdxl_optim.schedule import Call, Loop
 
 MAX_CALLS = 2000
@@ -34,7 +35,7 @@ def rehearse(sampler, func: Callable) -> Loop:
         _run(sampler, func, model)
     except (CannotRehearse, *FAILURES):
         return Loop(foreseeable=False, needs_uncond=model.need_last_noise_uncond)
-    if sampler.func is k_diffusion.sampling.sample_dpm_adaptive:
+    if sampler.func is k_diffusion_sampling().sample_dpm_adaptive:
         # It chooses its steps by its error, which zeros never have: every other model makes it take shorter ones.
         at_least = sum(event is not None for event in model.events)
         return Loop(foreseeable=False, needs_uncond=model.need_last_noise_uncond, at_least=at_least)
@@ -45,9 +46,8 @@ def _run(sampler, func: Callable, model: _Model) -> None:
     given = inspect.getclosurevars(func).nonlocals
     kwargs = dict(given["extra_params_kwargs"])
     x = given["xi"] if "xi" in given else given["x"]
-    if (
-        "timesteps" not in kwargs
-    ):  # k-diffusion's samplers keep their sigmas on the CPU; the others live beside the model
+    if "timesteps" not in kwargs:  # k-diffusion's samplers take sigmas from the CPU; the others live beside the model
+        kwargs = {name: value.cpu() if torch.is_tensor(value) else value for name, value in kwargs.items()}
         x = torch.zeros(0, dtype=torch.float32)
     latent = torch.zeros(1, 4, 1, 1, device=x.device, dtype=x.dtype)
     if "noise_sampler" in inspect.signature(sampler.func).parameters:
@@ -77,8 +77,11 @@ class _Model:
         if len(self.events) > MAX_CALLS:
             raise CannotRehearse
         self.events.append(float(sigma.max()))
-        self.last_noise_uncond = torch.zeros_like(x)
-        return torch.zeros_like(x)
+        self.last_noise_uncond = zeros = torch.zeros_like(x)
+        for tell in kwargs.get("model_options", {}).get("sampler_post_cfg_function", ()):  # Forge's way of CFG++
+            self.need_last_noise_uncond = True
+            tell({"denoised": zeros, "cond_denoised": zeros, "uncond_denoised": zeros, "input": x, "sigma": sigma})
+        return zeros
 
 
 class _Torch:
@@ -95,10 +98,10 @@ def without_random_numbers(func: Callable) -> Callable:
     """A copy of a sampler's function that finds `_Torch` where it looks for torch. Nothing else is changed."""
     if isinstance(func, functools.partial):
         return functools.partial(without_random_numbers(func.func), *func.args, **func.keywords)
-    stand_in = _Torch()
-    sampling = SimpleNamespace(**{**vars(k_diffusion.sampling), "torch": stand_in})
-    package = SimpleNamespace(**{**vars(k_diffusion), "sampling": sampling})
-    return with_globals(func, torch=stand_in, k_diffusion=package)
+    stand_in, module = _Torch(), k_diffusion_sampling()
+    sampling = SimpleNamespace(**{**vars(module), "torch": stand_in})
+    package = SimpleNamespace(**{**vars(sys.modules[module.__package__]), "sampling": sampling})
+    return with_globals(func, torch=stand_in, k_diffusion=package, sampling=sampling)
 
 
 def with_globals(func: Callable, **replaced) -> Callable:

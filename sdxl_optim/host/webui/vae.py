@@ -17,15 +17,17 @@ from sdxl_optim.patches.vae import VaeReport, computes_bf16, pick_precision, vae
 from sdxl_optim.plan import Note
 from sdxl_optim.report import JobReport
 from sdxl_optim.settings import Settings, Vae
-from sdxl_optim.words import words
+from sdxl_optim.words import joined, words
 
 OPTION = "sd_vae_decode_method"
 METHODS = {"tiny": "TAESD", "full": "Full"}
+IN_TILES = joined(["VAE in tiles"])
 
 
 def decoder_path() -> Path:
     """Where the host looks for the tiny decoder of the model that is loaded."""
-    kind = "taesd3" if shared.sd_model.is_sd3 else "taesdxl" if shared.sd_model.is_sdxl else "taesd"
+    model = shared.sd_model  # on Forge, one without these names until the first request loads it
+    kind = "taesd3" if getattr(model, "is_sd3", False) else "taesdxl" if getattr(model, "is_sdxl", True) else "taesd"
     return Path(paths_internal.models_path, "VAE-taesd", f"{kind}_decoder.pth")
 
 
@@ -45,7 +47,7 @@ def foreseen_decoder(settings: Settings) -> tuple[list[str], list[Note]]:
     """What will decode, in words, and what there is to say of it; without loading or fetching anything."""
     if settings.vae.decoder != "tiny":
         facts = ["full VAE"] if settings.vae.decoder == "full" else []
-        return facts + (["VAE in tiles"] if settings.vae.tiling else []), []
+        return facts + ([IN_TILES] if settings.vae.tiling else []), []
     if decoder_path().exists():
         return ["Tiny VAE"], []
     text = words("{file} is fetched when it is first used", file=decoder_path().name)

@@ -1,0 +1,19 @@
+"""Which WebUI this is: AUTOMATIC1111's, or one of the Forge family, which descends from it. Asked here and nowhere
+else."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.util import find_spec
+from types import ModuleType
+
+FORGE = find_spec("modules_forge") is not None  # all of the family
+REFORGE = FORGE and find_spec("ldm_patched") is not None
+NAME = "reForge" if REFORGE else "Forge" if FORGE else "WebUI"
+
+
+def k_diffusion_sampling() -> ModuleType:
+    """The module of k-diffusion's samplers that the host uses."""
+    if REFORGE:  # it has two, and a setting
+        return importlib.import_module("modules.sd_samplers_common").sampling
+    return importlib.import_module("k_diffusion.sampling")
