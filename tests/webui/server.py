@@ -99,8 +99,10 @@ class WebUI:
     config.json.
     """
 
+    usual_flags = FLAGS
+
     def __init__(self, extensions=(EXTENSION, PROBE), flags=(), settings=None):
-        shared = make_checkpoints()
+        shared = self.make_models()
         self.data = Path(tempfile.mkdtemp(prefix="sdxl-optim-webui-"))
         self.models = self.data / "models"
         link_files(shared, self.models)
@@ -110,13 +112,24 @@ class WebUI:
         (self.data / "extensions").mkdir()
         (self.data / "tmp").mkdir()
         for folder in map(Path, extensions):
-            name = "sdxl_optim" if folder == EXTENSION else folder.name
-            (self.data / "extensions" / name).symlink_to(folder, target_is_directory=True)
+            self.link_extension(folder, "sdxl_optim" if folder == EXTENSION else folder.name)
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         places = ("--data-dir", self.data, "--models-dir", self.models, "--port", self.port)
-        self.flags = [*FLAGS, *places, *flags]
+        self.flags = [*self.usual_flags, *places, *flags]
         self.process = None
+
+    def make_models(self) -> Path:
+        return make_checkpoints()
+
+    def folder(self) -> Path:
+        return webui_dir()
+
+    def python(self) -> Path:
+        return webui_python()
+
+    def link_extension(self, folder: Path, name: str) -> None:
+        (self.data / "extensions" / name).symlink_to(folder, target_is_directory=True)
 
     def __enter__(self):
         try:
@@ -132,8 +145,8 @@ class WebUI:
     def start(self) -> None:
         with self.log_file.open("a") as log:
             self.process = subprocess.Popen(
-                [str(part) for part in (webui_python(), "launch.py", *self.flags)],
-                cwd=webui_dir(),
+                [str(part) for part in (self.python(), "launch.py", *self.flags)],
+                cwd=self.folder(),
                 env={**offline(), "TMPDIR": str(self.data / "tmp")},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
