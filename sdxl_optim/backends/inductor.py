@@ -8,6 +8,7 @@ its extensions puts around layers does not disturb it, and nothing is checked ag
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import torch
@@ -104,5 +105,18 @@ def _compile(graph: torch.fx.GraphModule, examples: list[torch.Tensor]):
 def set_cache(folder: Path | None) -> None:
     """Tell torch where compiled code is kept, unless the user's environment does already."""
     for name, part in CACHE_VARIABLES.items():
-        if folder is not None and name not in os.environ:
+        if folder is not None and (name not in os.environ or _is_torchs_own(os.environ[name])):
             os.environ[name] = str(folder / part)
+            _forget_folder()
+
+
+def _is_torchs_own(folder: str) -> bool:
+    """torch writes the folder that it chose by itself, a temporary one, into the environment."""
+    return folder.startswith(str(Path(tempfile.gettempdir()) / "torchinductor_"))
+
+
+def _forget_folder() -> None:
+    """Old versions of torch ask the environment but once, and somebody may have made them do so."""
+    from torch._inductor import codecache
+
+    getattr(getattr(codecache, "cache_dir", None), "cache_clear", lambda: None)()

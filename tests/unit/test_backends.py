@@ -307,6 +307,16 @@ def test_the_cache_is_the_users_where_the_environment_names_one(monkeypatch, tmp
     assert inductor.os.environ["TRITON_CACHE_DIR"] == str(tmp_path / "triton")
 
 
+def test_a_folder_that_torch_chose_by_itself_is_not_the_users(monkeypatch, tmp_path):
+    from torch._inductor import codecache
+
+    for name in inductor.CACHE_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    codecache.cache_dir()
+    inductor.set_cache(tmp_path)
+    assert codecache.cache_dir() == str(tmp_path / "inductor")
+
+
 # --- OneDiff's front end, with a runtime of the test's in its registry
 
 
