@@ -8,6 +8,7 @@ its extensions puts around layers does not disturb it, and nothing is checked ag
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -117,6 +118,5 @@ def _is_torchs_own(folder: str) -> bool:
 
 def _forget_folder() -> None:
     """Old versions of torch ask the environment but once, and somebody may have made them do so."""
-    from torch._inductor import codecache
-
+    codecache = sys.modules.get("torch._inductor.codecache")
     getattr(getattr(codecache, "cache_dir", None), "cache_clear", lambda: None)()
