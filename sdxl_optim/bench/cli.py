@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import time
 from pathlib import Path
 
 from sdxl_optim import cli
 from sdxl_optim.bench import article
 from sdxl_optim.bench.cases import ARTICLE_PROMPTS, Prompt
-from sdxl_optim.bench.reading import cases_of, prompts_of
+from sdxl_optim.bench.reading import article_rows, cases_of, prompts_of
 from sdxl_optim.errors import SettingsError
 
 CASES = "stock, freeu, cutoff 0.75, deepcache 3, tiny, freeu+cutoff 0.75+deepcache 3+tiny"
@@ -17,6 +18,7 @@ NUMBERS = {
     "runs": cli._number(1, 1, 100, 1, "Pictures of each case and prompt; their mean is reported."),
     "warm-up": cli._number(1, 0, 10, 1, "Pictures of each case before its measured ones; the first is reported apart."),
     "batch": cli._number(1, 1, 16, 1, "Pictures made at once."),
+    "limit": cli._number(None, 1, 10**6, 1, "Seconds after which no picture is begun. The same command goes on."),
 }
 SAMPLING = cli.SAMPLING | {"steps": dataclasses.replace(cli.SAMPLING["steps"], default=article.STEPS)}
 
@@ -26,6 +28,8 @@ def add_commands(commands) -> None:
     bench = commands.add_parser("bench", help="measure combinations, or the article's table", allow_abbrev=False)
     bench.set_defaults(run=_bench)
     bench.add_argument("--article", action="store_true", help="Every row of the article's table, by its name.")
+    text = "With --article: these rows alone, by their names, separated by commas. Stock is always measured."
+    bench.add_argument("--rows", metavar="LIST", help=text)
     text = f"Combinations, separated by commas ({CASES}). Stock is always measured."
     bench.add_argument("--cases", metavar="LIST", help=text)
     text = "A file with a prompt a line, each with its seed before a colon or none. Without it the article's four."
@@ -45,10 +49,14 @@ def add_commands(commands) -> None:
 
 
 def _bench(args: argparse.Namespace) -> int:
+    began = time.monotonic()
     values = cli._values(args, SAMPLING | NUMBERS)
     if args.article and args.cases:
         raise SettingsError("--cases", args.cases, "not together with --article")
-    cases = article.article_cases() if args.article else cases_of(args.cases or CASES)
+    if args.rows is not None and not args.article:
+        raise SettingsError("--rows", args.rows, "only together with --article")
+    table = article.article_cases() if args.article else cases_of(args.cases or CASES)
+    cases = table if args.rows is None else article_rows(args.rows)
     prompts = read_prompts(args.prompts)
     out = cli._folder(args.out)
     if args.refiner and not args.model:
@@ -63,7 +71,7 @@ def _bench(args: argparse.Namespace) -> int:
     from sdxl_optim.host.diffusers.bench import DiffusersHost
     from sdxl_optim.host.diffusers.generate import Request
 
-    runs, warm_up = values.pop("runs"), values.pop("warm_up")
+    runs, warm_up, limit = (values.pop(name) for name in ("runs", "warm_up", "limit"))
     models, name, note = _models(args, values.pop("device"), values.pop("dtype"))
     title = "the article's table" if args.article else "benchmark"
     results = Results.opened(out, kind="bench", title=title, note=note)
@@ -75,8 +83,13 @@ def _bench(args: argparse.Namespace) -> int:
             bar.set_description(progress.doing, refresh=False)
             bar.update(progress.done - bar.n)
             bar.refresh()
+            if limit is not None and time.monotonic() - began > limit:
+                runner.stop()
 
-        Runner(host, results, cases, prompts, runs, warm_up).run(show)
+        runner = Runner(host, results, cases, prompts, runs, warm_up, [case.name for case in table])
+        runner.run(show)
+    if left := runner.left():
+        cli._say(f"{left} pictures are still to be made: the same command goes on")
     cli._say(str((out / REPORT).resolve()))
     return 0
 
@@ -122,4 +135,3 @@ def read_prompts(path: Path | None) -> list[Prompt]:
     if not prompts:
         raise SettingsError("--prompts", str(path), "a file with a prompt a line")
     return prompts
-

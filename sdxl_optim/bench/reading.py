@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from sdxl_optim.bench.article import Case, combination
+import re
+
+from sdxl_optim.bench.article import Case, article_cases, combination
 from sdxl_optim.bench.cases import ARTICLE_PROMPTS, Prompt
+from sdxl_optim.errors import SettingsError
 
 
 def cases_of(text: str) -> list[Case]:
@@ -11,6 +14,22 @@ def cases_of(text: str) -> list[Case]:
     names = [part.strip() for part in text.replace("\n", ",").split(",") if part.strip()]
     cases = {"stock": Case("stock"), **{name: combination(name) for name in names if name != "stock"}}
     return list(cases.values())
+
+
+def article_rows(text: str) -> list[Case]:
+    """Stock and the named rows of the article, in its order; names are separated by commas, and may hold some
+    themselves. Raises SettingsError."""
+    cases = article_cases()
+    longest_first = sorted((case.name for case in cases), key=len, reverse=True)
+    chosen, rest = {"Stock"}, text.strip(" ,\n")
+    while rest:
+        name = next((n for n in longest_first if re.match(re.escape(n) + r"\s*(,|$)", rest, re.IGNORECASE)), None)
+        if name is None:
+            allowed = "names of the article's rows, separated by commas: " + " | ".join(case.name for case in cases)
+            raise SettingsError("--rows", rest.split(",")[0].strip(), allowed)
+        chosen.add(name)
+        rest = rest[len(name) :].lstrip(" ,\n")
+    return [case for case in cases if case.name in chosen]
 
 
 def prompts_of(text: str) -> list[Prompt]:

@@ -173,7 +173,8 @@ class Results:
     def _save(self, picture: Image.Image, infotext: str) -> str:
         folder = self.folder / PICTURES
         folder.mkdir(exist_ok=True)
-        number = 1 + max((int(p.stem) for p in folder.glob("*.png") if p.stem.isdigit()), default=0)
+        names = [*(p.name for p in folder.glob("*.png")), *(row.picture for row in self.rows())]
+        number = 1 + max((int(stem) for n in names if (stem := n.removesuffix(".png")).isdigit()), default=0)
         text = PngInfo()
         if infotext:
             text.add_text("parameters", infotext)

@@ -47,7 +47,10 @@ class Progress:
 
 
 class Runner:
-    """Runs a benchmark into a result's folder. `run` returns early once `stop` was asked for."""
+    """Runs a benchmark into a result's folder. `run` returns early once `stop` was asked for.
+
+    order: the cases' names as the rows are to stand, where `cases` are a part of them.
+    """
 
     def __init__(
         self,
@@ -57,9 +60,11 @@ class Runner:
         prompts: Sequence[Prompt],
         runs: int = 1,
         warm_up: int = 0,
+        order: Sequence[str] = (),
     ):
         self.host, self.results, self.cases, self.prompts = host, results, cases, prompts
         self.runs, self.warm_up = runs, warm_up
+        self.order = list(order) or [case.name for case in cases]
         self._stop = False
         self._seconds: list[float] = []
 
@@ -71,7 +76,8 @@ class Runner:
         for names in ([c.name for c in self.cases], [p.name for p in self.prompts]):
             if len(set(names)) < len(names):
                 raise ValueError(f"a name is used twice: {', '.join(names)}")
-        self.results.replace([row for row in self.results.rows() if row.seconds is not None])
+        asked = {case.name for case in self.cases}
+        self.results.replace([r for r in self.results.rows() if r.seconds is not None or r.case not in asked])
         self._references = {row.group: row for row in reversed(self.results.rows()) if row.stock}
         missing = self._missing()
         self._total = sum(len(tasks) + self.warm_up for case, tasks in missing.items() if not self.host.why_not(case))
@@ -82,13 +88,17 @@ class Runner:
         except Stopped:
             pass
         finally:
-            order = {case.name: k for k, case in enumerate(self.cases)}
+            order = {name: k for k, name in enumerate(self.order)}
             self.results.replace(sorted(self.results.rows(), key=lambda row: order.get(row.case, len(order))))
             write_report(self.results)
 
+    def left(self) -> int:
+        """Pictures that this host can make and that are not there."""
+        return sum(len(tasks) for case, tasks in self._missing().items() if not self.host.why_not(case))
+
     def _missing(self) -> dict[Case, list[tuple[Prompt, int]]]:
         """What is still to be made of each case that lacks something."""
-        have = {(row.case, row.prompt, row.run) for row in self.results.rows() }
+        have = {(row.case, row.prompt, row.run) for row in self.results.rows()}
         tasks = {
             case: [
                 (prompt, run)
@@ -124,8 +134,9 @@ class Runner:
 
     def _keep(self, row: Row, picture: Image.Image, infotext: str) -> None:
         reference = self._references.get(row.group)
-        if reference is not None:
-            row = compared(row, reference.picture, self.results.picture(reference.picture), picture)
+        stock = self.results.picture(reference.picture) if reference else None
+        if stock is not None:
+            row = compared(row, reference.picture, stock, picture)
         row = self.results.append(row, picture, infotext)
         if row.stock:
             self._references.setdefault(row.group, row)

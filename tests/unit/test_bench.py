@@ -11,7 +11,7 @@ from PIL import Image
 from sdxl_optim.bench.article import Case, article_cases, combination
 from sdxl_optim.bench.cases import ARTICLE_PROMPTS, Prompt
 from sdxl_optim.bench.compare import comparison, comparison_text
-from sdxl_optim.bench.reading import as_text, cases_of, prompts_of
+from sdxl_optim.bench.reading import article_rows, as_text, cases_of, prompts_of
 from sdxl_optim.bench.report import summary, table_of
 from sdxl_optim.bench.results import Results, Row
 from sdxl_optim.bench.runner import Progress, Runner, Stopped
@@ -120,6 +120,35 @@ def test_a_case_that_fails_is_noted_and_the_next_is_run(results, monkeypatch):
     assert len(host.made) == 4
 
 
+def test_a_part_of_the_cases_leaves_the_others_rows_and_the_order(results):
+    order = [case.name for case in CASES]
+    Runner(Painter(), results, CASES[2:], PROMPTS, order=order).run()
+    host = Painter()
+    runner = Runner(host, results, CASES[:2], PROMPTS, order=order)
+    runner.run()
+    rows = results.rows()
+    assert host.made == [(case, p) for case in ("Stock", "freeu") for p in "pq"]
+    assert list(dict.fromkeys(r.case for r in rows)) == order
+    assert [r.notes for r in rows if r.case == "OneDiff"] == ["not run: the package onediff is not installed"]
+    assert all(r.mad is not None for r in rows if r.seconds)  # also of those that came before their stock picture
+    assert runner.left() == 0
+
+
+def test_rows_without_their_pictures_go_on_elsewhere(results):
+    Runner(Painter(), results, CASES[:1], PROMPTS).run()
+    for picture in (results.folder / "pictures").iterdir():
+        picture.unlink()
+    runner = Runner(Painter(stop_at=1), results, CASES[:2], PROMPTS)
+    runner.run()
+    rows = results.rows()
+    assert [(r.case, r.picture, r.mad) for r in rows] == [
+        ("Stock", "0001.png", 0),
+        ("Stock", "0002.png", 0),
+        ("freeu", "0003.png", None),
+    ]
+    assert runner.left() == 1
+
+
 def test_two_cases_of_one_name_are_refused(results):
     with pytest.raises(ValueError, match="used twice"):
         Runner(Painter(), results, [Case("a"), Case("a", steps=3)], PROMPTS).run()
@@ -134,6 +163,22 @@ def test_the_articles_rows():
     assert cases["Tiny VAE"].settings.vae.decoder == "tiny"
     assert sum(case.refines for case in cases.values()) == 16
     assert cases["Refiner, 40 steps, from 0.9"] == Case("Refiner, 40 steps, from 0.9", steps=40, switch_at=0.9)
+
+
+def test_the_articles_rows_by_name():
+    text = "CFG off at 75 %, refiner, 40 steps, from 0.9,Tiny VAE + CFG off at 75 % + 30 steps , Tiny VAE,"
+    assert [case.name for case in article_rows(text)] == [
+        "Stock",
+        "Tiny VAE",
+        "CFG off at 75 %",
+        "Refiner, 40 steps, from 0.9",
+        "Tiny VAE + CFG off at 75 % + 30 steps",
+    ]
+    assert [case.name for case in article_rows(", ".join(c.name for c in article_cases()))] == [
+        case.name for case in article_cases()
+    ]
+    with pytest.raises(SettingsError, match=r"--rows: 'Tiny' is not allowed; allowed: names .*: Stock \| FP32 \| "):
+        article_rows("Stock, Tiny, DeepCache")
 
 
 def test_cases_by_name():

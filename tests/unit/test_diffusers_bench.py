@@ -1,5 +1,10 @@
 """The benchmark over diffusers: the article's rows on tiny models, each change undone, and the command line."""
 
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -9,6 +14,7 @@ pytest.importorskip("DeepCache")
 import torch
 
 from sdxl_optim import cli
+from sdxl_optim.bench import cli as bench_cli
 from sdxl_optim.bench.article import Case, article_cases
 from sdxl_optim.bench.cases import Prompt
 from sdxl_optim.bench.results import Results
@@ -82,6 +88,9 @@ def test_without_a_refiner_its_rows_say_so(host):
         (["--article", "--cases", "freeu"], "--cases: 'freeu' is not allowed; allowed: not together with --article"),
         (["--runs", "0"], "--runs: 0.0 is not allowed; allowed: an integer from 1 to 100"),
         (["--prompts", "missing.txt"], "--prompts: 'missing.txt' is not allowed; allowed: a text file"),
+        (["--rows", "Stock"], "--rows: 'Stock' is not allowed; allowed: only together with --article"),
+        (["--article", "--rows", "x"], "--rows: 'x' is not allowed; allowed: names of the article's rows"),
+        (["--limit", "0"], "--limit: 0.0 is not allowed; allowed: an integer from 1"),
         (["--refiner", "x"], "--refiner: 'x' is not allowed; allowed: only together with --model"),
     ],
 )
@@ -110,3 +119,32 @@ def test_the_command_runs_keeps_and_compares(tmp_path, capsys, monkeypatch):
     assert "about it" in (one / "report.html").read_text("utf-8")
     assert cli.main(["compare", str(one), str(other)]) == 0
     assert "| cutoff 0.5 |" in capsys.readouterr().out
+
+
+def test_rows_by_name_in_parts_on_random_weights(tmp_path, capsys, monkeypatch):
+    script = Path(__file__).parents[1] / "gpu" / "random_sdxl.py"
+    written = subprocess.run([sys.executable, script, "--out", tmp_path, "--refiner", "--tiny-vae", "--tiny"])
+    assert written.returncode == 0
+    (tmp_path / "prompts.txt").write_text("3: a fox\n", "utf-8")
+    models = ["--model", str(tmp_path / "base"), "--refiner", str(tmp_path / "refiner"), "--dtype", "bf16"]
+    models += ["--tiny-vae", str(tmp_path / "tiny-vae"), "--device", "cpu", "--width", "64", "--height", "64"]
+    out, few = tmp_path / "out", ["--prompts", str(tmp_path / "prompts.txt"), "--warm-up", "0", "--runs", "2"]
+    command = ["bench", "--article", *models, *few, "--out", str(out), "--steps", "2"]
+    clock = itertools.count(step=30)
+    with monkeypatch.context() as patch:
+        patch.setattr(bench_cli.time, "monotonic", lambda: next(clock))
+        assert cli.main([*command, "--rows", "Tiny VAE, 15 steps", "--limit", "100"]) == 0
+    said = capsys.readouterr().out
+    made = len(Results(out).rows())
+    assert 0 < made < 6
+    assert f"{6 - made} pictures are still to be made" in said
+    assert cli.main([*command, "--rows", "Tiny VAE, 15 steps"]) == 0
+    assert cli.main([*command, "--rows", "Refiner, 20 steps, image-to-image 10"]) == 0
+    assert "still" not in capsys.readouterr().out
+    rows = Results(out).rows()
+    names = ["Stock", "Tiny VAE", "15 steps", "Refiner, 20 steps, image-to-image 10"]
+    assert [r.case for r in rows] == [name for name in names for _ in range(2)]
+    assert {r.checkpoint for r in rows} == {str(tmp_path / "base")}
+    spread = {r.case: np.asarray(Results(out).picture(r.picture)).std() for r in rows}
+    assert min(spread.values()) > 5, spread  # a NaN would make a black picture
+    assert "| 15 steps | 2 |" in (out / "table.md").read_text("utf-8")
