@@ -67,13 +67,13 @@ BUILT_IN = (
     Preset(
         "vram-8gb",
         "For a card of 8 GB: parts wait in main memory when the card is full, the VAE decodes in tiles.",
-        {"cfg_cutoff": _CUTOFF, "memory": {"offload": "staged", "budget": 6.9}, "vae": _tiles(512)},
+        {"cfg_cutoff": _CUTOFF, "memory": {"offload": "staged", "budget": 6.9}, "vae": _tiles(1024)},
         steps=30,
     ),
     Preset(
         "vram-6gb",
         "For a card of 6 GB: the parts take turns on the card, the VAE decodes in tiles.",
-        {"cfg_cutoff": _CUTOFF, "memory": {"offload": "staged", "budget": 5.6}, "vae": _tiles(320)},
+        {"cfg_cutoff": _CUTOFF, "memory": {"offload": "staged", "budget": 5.6}, "vae": _tiles(1024)},
         steps=30,
     ),
     Preset(
@@ -82,7 +82,7 @@ BUILT_IN = (
         {
             "cfg_cutoff": _CUTOFF,
             "memory": {"offload": "staged", "budget": 3.6, "weights": "fp8"},
-            "vae": _tiles(384),
+            "vae": _tiles(1024),
         },
         steps=30,
     ),

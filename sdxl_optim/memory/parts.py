@@ -1,45 +1,21 @@
-"""A part of a model (text encoders, UNet, VAE) that comes to the device for its work and goes home afterwards."""
+"""A part of a model (text encoders, UNet, VAE) that comes to the device for its work and makes room afterwards."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import accumulate, groupby
 
 import torch
 from torch import nn
 
+from sdxl_optim.memory.lane import Lane
 from sdxl_optim.memory.pieces import LIMIT, Arena, Piece, split
 
 SLOTS = 2  # one piece computes, the next one arrives
-
-
-class Lane:
-    """Copies beside the work: a stream of their own on CUDA, the ordinary order of things elsewhere."""
-
-    def __init__(self, device: torch.device):
-        self.device = torch.device(device)
-        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        self.moved = 0  # bytes brought to the device
-
-    def fetch(self, piece: Piece, buffer: torch.Tensor) -> torch.cuda.Event | None:
-        """Start the copy once the device has done all work asked for so far. The event is its end."""
-        self.moved += piece.nbytes
-        if self._stream is None:
-            piece.fetch(buffer)
-            return None
-        piece.go_home()
-        self._stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self._stream):
-            piece.fetch(buffer)
-            return self._stream.record_event()
-
-    def wait(self, event: torch.cuda.Event | None) -> None:
-        if event is not None:
-            torch.cuda.current_stream(self.device).wait_event(event)
-
-    def finish(self) -> None:
-        """Work asked for from here on comes after all copies: what they wrote to may be freed."""
-        if self._stream is not None:
-            torch.cuda.current_stream(self.device).wait_stream(self._stream)
+GROUP = 256_000_000  # bytes that come and go together, or less in a small part
+GROUPS = 8  # of a small part
 
 
 def spread(sizes: list[int], amount: int) -> set[int]:
@@ -59,17 +35,41 @@ def spread(sizes: list[int], amount: int) -> set[int]:
     return chosen
 
 
-class Part:
-    """`module` in pieces. Some stay on the device while the part is in; the others pass through SLOTS buffers, each
-    fetched while the piece before it works.
+@dataclass(eq=False)
+class Group:
+    """Pieces in one buffer on the device. They come and go together."""
 
-    on_call: called before a piece runs that begins a call of the part, and on its first call after it was out.
+    buffer: torch.Tensor
+    pieces: list[Piece]
+
+    @property
+    def nbytes(self) -> int:
+        return self.buffer.numel()
+
+
+class Part:
+    """`module` in pieces, in the order of their work. Some stay on the device, in groups; where there is no room for
+    all of them, the others pass through SLOTS buffers, each fetched while the piece before it works.
+
+    Room is made from the end: what is needed last has the most time to come back.
+
+    on_call: called before a piece runs that begins a call of the part, and before one that is not on the device.
+    on_end: called after a piece that is a call by itself.
     """
 
-    def __init__(self, name: str, module: nn.Module, lane: Lane, arena: Arena, on_call: Callable[[Part], None], whole):
-        """whole: children are pieces as they are; else it is split to small ones."""
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        lane: Lane,
+        arena: Arena,
+        on_call: Callable[[Part], None],
+        on_end: Callable[[], None],
+        whole: bool,
+    ):
+        """whole: children are pieces as they are, each of them a call; else it is split to small ones."""
         self.name, self.module, self.lane = name, module, lane
-        self._on_call = on_call
+        self._on_call, self._on_end, self._whole = on_call, on_end, whole
         if whole:
             modules, self.loose = [m for m in module.children() if any(True for _ in m.parameters())], []
         else:
@@ -79,10 +79,12 @@ class Part:
             tensor.data = tensor.data.to(lane.device)
         self.pieces = [Piece(m, arena) for m in modules]
         self.nbytes = sum(p.nbytes for p in self.pieces)
-        self.inside = False
+        size = max(min(GROUP, self.nbytes // GROUPS), 1)
+        ends = accumulate(p.nbytes for p in self.pieces)
+        self._group_of = {p: (end - 1) // size for p, end in zip(self.pieces, ends, strict=True)}
         self.streamed: set[Piece] = set()
+        self.groups: list[Group] = []
         self._events: dict[Piece, object] = {}
-        self._buffer: torch.Tensor | None = None
         self._slots: list[torch.Tensor] = []
         self._held: list[Piece | None] = []
         self._next: dict[Piece, Piece] = {}
@@ -98,43 +100,67 @@ class Part:
         return max((p.nbytes for p in self.pieces), default=0)
 
     @property
+    def inside(self) -> bool:
+        """Whether any of it is on the device."""
+        return bool(self.groups or self._slots)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can work: what stays is there, and the slots for the rest."""
+        return bool(self._slots or not self.streamed) and not self._missing()
+
+    @property
     def bytes_inside(self) -> int:
         """On the device at present."""
-        buffers = [b for b in (self._buffer, *self._slots) if b is not None]
-        return sum(b.numel() for b in buffers)
+        return sum(g.nbytes for g in self.groups) + sum(s.numel() for s in self._slots)
 
     @property
     def bytes_streamed(self) -> int:
         return sum(p.nbytes for p in self.streamed)
 
     def enter(self, resident: int | None) -> None:
-        """Come to the device. resident: bytes that may stay there while the part is in, None for all."""
-        amount = 0 if resident is None else max(self.nbytes - resident, 0)
-        chosen = spread([p.nbytes for p in self.pieces], amount) if amount else set()
-        self.streamed = {self.pieces[i] for i in chosen}
-        staying = [p for p in self.pieces if p not in self.streamed]
-        device = self.lane.device
-        self._buffer = torch.empty(sum(p.nbytes for p in staying), dtype=torch.uint8, device=device)
-        if self.streamed:
+        """Come to the device, as far as it is not there. resident: bytes that may stay while the part is at work, None
+        for all."""
+        self._stream(0 if resident is None else max(self.nbytes - resident, 0))
+        self._drop_all(lambda group: any(p.flat is None for p in group.pieces))  # others have moved them
+        if self.streamed and not self._slots:
+            self.lane.tidy()
             size = max(p.nbytes for p in self.streamed)
-            self._slots = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(SLOTS)]
-        self._held = [None] * len(self._slots)
-        start = 0
-        for piece in staying:
-            self._events[piece] = self.lane.fetch(piece, self._buffer[start:])
-            start += piece.nbytes
-        self.inside = True
-        self._last = None
+            self._slots = [self.lane.new(size) for _ in range(SLOTS)]
+            self._held, self._last = [None] * SLOTS, None
+        self._fetch(self._runs(self._missing()))
+
+    def come(self, room: int | None) -> int:
+        """As much of what stays comes back as fits into `room` bytes (None: no bound). Returns the bytes."""
+        runs, amount = [], 0
+        for run in self._runs(self._missing()):
+            amount += sum(p.nbytes for p in run)
+            if room is not None and amount > room:
+                break
+            runs.append(run)
+        with contextlib.suppress(torch.cuda.OutOfMemoryError):  # it has time
+            self._fetch(runs)
+        return sum(p.nbytes for run in runs for p in run if p.flat is not None)
+
+    def make_room(self, amount: int) -> int:
+        """Give up `amount` bytes, or what there is, from the end. Returns the bytes."""
+        got = sum(s.numel() for s in self._slots) if amount > 0 else 0
+        if got:
+            self._drop_slots()
+        for group in self.groups[::-1]:
+            if got >= amount:
+                break
+            got += group.nbytes
+            self._drop(group)
+        return got
 
     def leave(self) -> None:
         """Go home."""
-        self.lane.finish()
+        self._drop_slots()
+        self._drop_all(lambda group: True)
         for piece in self.pieces:
             piece.go_home()
-            piece.forget_views()
-        self._events.clear()
-        self._buffer, self._slots, self._held, self.streamed = None, [], [], set()
-        self.inside = False
+        self.streamed = set()
 
     def settle(self) -> None:
         """Put right what others have moved meanwhile."""
@@ -149,27 +175,109 @@ class Part:
         return self.shape != [id(m) for m in self.module.modules()]
 
     def close(self, device: torch.device) -> None:
-        self.lane.finish()
         for hook in self._hooks:
             hook.remove()
-        if not any(tensor.is_meta for tensor in self.module.parameters()):  # else its host has thrown it away
-            for piece in self.pieces:
-                piece.release(device)
-            for tensor in self.loose:
-                tensor.data = tensor.data.to(device)
-        self._buffer, self._slots, self._held = None, [], []
+        if any(tensor.is_meta for tensor in self.module.parameters()):  # its host has thrown it away
+            self._wait(self.pieces)
+            self.groups, self._slots, self._held = [], [], []
+            return
+        self.leave()
+        for piece in self.pieces:
+            piece.release(device)
+        for tensor in self.loose:
+            tensor.data = tensor.data.to(device)
+
+    # --- what stays
+
+    def _missing(self) -> list[Piece]:
+        return [p for p in self.pieces if p.flat is None and p not in self.streamed]
+
+    def _stream(self, amount: int) -> None:
+        """Choose what passes through: `amount` bytes. A little more than that stays as it is."""
+        step = self.nbytes // 100 + 1
+        surplus = self.bytes_streamed - amount
+        if surplus == 0 or (amount and 0 <= surplus <= max(2 * step, SLOTS * self.largest)):
+            return
+        sizes = [p.nbytes for p in self.pieces]
+        chosen = spread(sizes, -(-amount // step) * step) if amount else set()
+        streamed = {self.pieces[i] for i in chosen}
+        if streamed == self.streamed:
+            return
+        self._drop_slots()
+        self.streamed = streamed
+        if not streamed.issuperset((*self._next, *self._next.values())):
+            self._next.clear()
+        self._drop_all(lambda group: not streamed.isdisjoint(group.pieces))
+
+    def _runs(self, pieces: Iterable[Piece]) -> list[list[Piece]]:
+        """What is to be a group each."""
+        return [list(run) for _, run in groupby(pieces, self._group_of.get)]
+
+    def _fetch(self, runs: list[list[Piece]]) -> None:
+        if not runs:
+            return
+        self.lane.tidy()
+        groups = [group for run in runs for group in self._allocate(run)]
+        self.lane.follow()
+        for group in groups:
+            self.groups.append(group)
+            start = 0
+            for piece in group.pieces:
+                self._events[piece] = self.lane.fetch(piece, group.buffer[start:])
+                start += piece.nbytes
+        order = {piece: i for i, piece in enumerate(self.pieces)}
+        self.groups.sort(key=lambda g: order[g.pieces[0]])
+
+    def _allocate(self, run: list[Piece]) -> list[Group]:
+        """One group, or several where memory is in bits."""
+        try:
+            return [Group(self.lane.new(sum(p.nbytes for p in run)), run)]
+        except torch.cuda.OutOfMemoryError:
+            if len(run) == 1:
+                raise
+        half = len(run) // 2
+        return self._allocate(run[:half]) + self._allocate(run[half:])
+
+    def _drop(self, group: Group) -> None:
+        self.groups.remove(group)
+        self._send_home(group.pieces)
+
+    def _drop_all(self, which: Callable[[Group], bool]) -> None:
+        for group in [g for g in self.groups if which(g)]:
+            self._drop(group)
+
+    def _drop_slots(self) -> None:
+        self._send_home(p for p in self._held if p is not None)
+        for piece in self.streamed:
+            piece.forget_views()
+        self._slots, self._held, self._last = [], [], None
+
+    def _send_home(self, pieces: Iterable[Piece]) -> None:
+        pieces = list(pieces)
+        self._wait(pieces)
+        for piece in pieces:
+            piece.go_home()
+            piece.forget_views()
+
+    def _wait(self, pieces: Iterable[Piece]) -> None:
+        """What they are being copied to may be freed: work asked for from here on comes afterwards."""
+        for piece in pieces:
+            self.lane.wait(self._events.pop(piece, None))
 
     # --- the hooks
 
     def _before(self, piece: Piece):
-        first = piece is self.pieces[0]
+        begins = self._whole or piece is self.pieces[0]
 
         def before(module, args) -> None:
-            if first or not self.inside:
+            if not piece.arrived and not piece.intact:
+                self._send_home([piece])
+            if begins or (piece.flat is None and piece not in self.streamed):
                 self._on_call(self)
             if piece in self.streamed:
                 self._have(piece)
             self.lane.wait(self._events.pop(piece, None))
+            piece.arrive()
 
         return before
 
@@ -186,11 +294,14 @@ class Part:
             self._events.pop(before, None)
             before.go_home()
         self._held[slot] = piece
+        self.lane.follow()
         self._events[piece] = self.lane.fetch(piece, self._slots[slot])
 
     def _after(self, piece: Piece):
         def after(module, args, output) -> None:
             """Its buffer is free: fetch what comes next, as it came the last time."""
+            if self._whole:
+                self._on_end()
             if piece not in self._held:
                 return
             coming, following = [], piece

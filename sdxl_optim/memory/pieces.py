@@ -88,6 +88,8 @@ class Arena:
 class _Item:
     tensor: torch.Tensor
     offset: int
+    home: torch.Tensor | None = None  # its place in main memory, as a view
+    at_home: int = 0  # data_ptr of that
     place: int = 0  # data_ptr where it was put
     version: int = 0
 
@@ -95,14 +97,16 @@ class _Item:
 class Piece:
     """The tensors of one module, packed into one flat buffer, so that one copy moves them all.
 
-    `flat` is where they are on the device, None while they are at home in main memory. Whoever writes into a tensor
-    meanwhile (LoRA does) or moves it (the host does) is noticed, and it is the tensor that counts.
+    `flat` is where they are on the device or on their way to, None while they are at home in main memory. On their way,
+    the module still has those at home, until `arrive`. Whoever writes into a tensor meanwhile (LoRA does) or moves it
+    (the host does) is noticed, and it is the tensor that counts.
     """
 
     def __init__(self, module: nn.Module, arena: Arena):
         self.module = module
         self.flat: torch.Tensor | None = None
         self._arena = arena
+        self.arrived = True
         self._views: dict[int, list[torch.Tensor]] = {}
         self._lay_out()
 
@@ -115,31 +119,48 @@ class Piece:
         self.layout = [(i.tensor.shape, i.tensor.stride(), i.tensor.dtype) for i in self.items]
         self.home = self._arena.take(self.nbytes)
         self._views.clear()
-        for item, view in zip(self.items, self._views_on(self.home), strict=True):
+        for item, view in zip(self.items, self._make_views(self.home), strict=True):
+            item.home, item.at_home = view, view.data_ptr()
             view.copy_(item.tensor.data)
-        self._point_to(self.home)
+        self._point_home()
 
     def fetch(self, buffer: torch.Tensor) -> None:
-        """Copy to the first bytes of `buffer`, on the current stream and without waiting, and be there."""
+        """Start to copy to the first bytes of `buffer`, on the current stream and without waiting."""
         self.go_home()
-        flat = buffer[: self.nbytes]
-        flat.copy_(self.home, non_blocking=True)
-        self._point_to(flat)
-        self.flat = flat
+        self.flat, self.arrived = buffer[: self.nbytes], False
+        for item in self.items:
+            item.version = item.tensor._version
+        self.flat.copy_(self.home, non_blocking=True)
+
+    def arrive(self) -> None:
+        """Be where `fetch` copies to, `intact` given. That the copy is over before anything is done with it, the caller
+        sees to."""
+        if self.arrived:
+            return
+        self.arrived = True
+        for item, view in zip(self.items, self._views_on(self.flat), strict=True):
+            tensor = item.tensor
+            if tensor._version != item.version:
+                view.copy_(tensor.data)
+            tensor.data = view
+            item.place, item.version = view.data_ptr(), tensor._version
 
     def go_home(self) -> None:
         """Be in main memory. Copies only what was changed."""
-        if [(t.shape, t.stride(), t.dtype) for t in (i.tensor for i in self.items)] != self.layout:
-            self.flat = None
+        if self.intact:
+            if self.flat is None:
+                return
+        elif [(t.shape, t.stride(), t.dtype) for t in (i.tensor for i in self.items)] != self.layout:
+            self.flat, self.arrived = None, True
             self._lay_out()
             return
-        if self.flat is None and all(i.tensor.data_ptr() == i.place for i in self.items):
-            return
-        for item, view in zip(self.items, self._views_on(self.home), strict=True):
-            if item.tensor.data_ptr() != item.place or item.tensor._version != item.version:
-                view.copy_(item.tensor.data)
-        self._point_to(self.home)
-        self.flat = None
+        for item in self.items:
+            tensor = item.tensor
+            place = tensor.data_ptr()
+            if place != item.at_home and (place != item.place or tensor._version != item.version):
+                item.home.copy_(tensor.data)
+        self._point_home()
+        self.flat, self.arrived = None, True
 
     def release(self, device: torch.device) -> None:
         """Give each tensor memory of its own on `device`, as if nothing had been. Pinned memory is kept where it is to
@@ -157,10 +178,12 @@ class Piece:
     def intact(self) -> bool:
         return all(i.tensor.data_ptr() == i.place for i in self.items)
 
-    def _point_to(self, flat: torch.Tensor) -> None:
-        for item, view in zip(self.items, self._views_on(flat), strict=True):
-            item.tensor.data = view
-            item.place, item.version = view.data_ptr(), item.tensor._version
+    def _point_home(self) -> None:
+        for item in self.items:
+            tensor = item.tensor
+            if tensor.data_ptr() != item.at_home:
+                tensor.data = item.home
+            item.place, item.version = item.at_home, tensor._version
 
     def _views_on(self, flat: torch.Tensor) -> list[torch.Tensor]:
         key = flat.data_ptr()
@@ -168,10 +191,15 @@ class Piece:
         if views is None:
             if len(self._views) > 4:  # of buffers that are no more
                 self._views.clear()
-            views = self._views[key] = [
-                flat[item.offset : item.offset + _span(item.tensor)].view(dtype).as_strided(shape, stride)
-                for item, (shape, stride, dtype) in zip(self.items, self.layout, strict=True)
-            ]
+            views = self._views[key] = self._make_views(flat)
+        return views
+
+    def _make_views(self, flat: torch.Tensor) -> list[torch.Tensor]:
+        bases = {dtype: flat.view(dtype) for dtype in {layout[2] for layout in self.layout}}
+        views = []
+        for item, (shape, stride, dtype) in zip(self.items, self.layout, strict=True):
+            base = bases[dtype]
+            views.append(base.as_strided(shape, stride, base.storage_offset() + item.offset // base.element_size()))
         return views
 
     def forget_views(self) -> None:

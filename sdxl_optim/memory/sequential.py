@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-
-def keeps(other, part, room) -> bool:
-    """Whether `other` stays on the device while `part` comes."""
-    return False
+SHARES = False  # whether parts that are not at work stay where there is room
 
 
 def resident(part, room) -> int | None:

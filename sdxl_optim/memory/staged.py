@@ -1,16 +1,11 @@
-"""Staged: the text encoders leave after encoding, the VAE after its work; the UNet stays where it fits. What of a part
-does not fit passes through, fetched while the rest works."""
+"""Staged: the part at work comes first; the others stay as far as there is room beside it and its work. What of it does
+not fit itself passes through, fetched while the rest works."""
 
 from __future__ import annotations
 
 from sdxl_optim.memory.parts import SLOTS
 
-KEPT = "unet"
-
-
-def keeps(other, part, room) -> bool:
-    """Whether `other` stays on the device while `part` comes."""
-    return other.name == KEPT and (room.free is None or part.nbytes <= room.free)
+SHARES = True  # whether parts that are not at work stay where there is room
 
 
 def resident(part, room) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from sdxl_optim.patches.attribute import replaced
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+SMALLEST = 32  # latents along a tile
+WORK = 2_430  # bytes beside weights that SDXL's decoder takes for a pixel in half precision (measured at 1024×1024)
 AMPERE = (8, 0)  # the first compute capability with bf16 units
 
 
@@ -37,13 +40,28 @@ def pick_precision(wanted: str, device: torch.device, has_fix: bool = False) -> 
     return DTYPES[wanted], None
 
 
+def work_of(pixels: int, dtype: torch.dtype) -> int:
+    """Bytes beside weights for decoding so many at once."""
+    return pixels * WORK * torch.finfo(dtype).bits // 16
+
+
+def largest_tile(room: int, dtype: torch.dtype) -> int:
+    """Side in latents of the largest tile that decodes in `room` bytes, in steps of 8."""
+    side = math.isqrt(max(room, 0) // work_of(FACTOR**2, dtype))
+    return max(side // 8 * 8, SMALLEST)
+
+
 @dataclass
 class VaeReport:
     """What the VAE did while attached. precision: of its last decode or encode. tiles: of all of them."""
 
     precision: str = ""
     tiles: int = 0
-    retries: list[str] = field(default_factory=list)  # one sentence for each precision that gave a NaN
+    retries: list[str] = field(default_factory=list)  # one sentence for each reason why something was computed again
+
+    def say(self, text: str) -> None:
+        if text not in self.retries:
+            self.retries.append(text)
 
     def facts(self) -> list[str]:
         return [f"VAE in {self.precision}"] * bool(self.precision) + [f"{self.tiles} tiles"] * bool(self.tiles)
@@ -51,47 +69,69 @@ class VaeReport:
 
 @contextmanager
 def vae_attached(
-    encoder: nn.Module, decoder: nn.Module, dtype: torch.dtype | None, tile: int | None, report: VaeReport
+    encoder: nn.Module,
+    decoder: nn.Module,
+    dtype: torch.dtype | None,
+    tile: int | None,
+    report: VaeReport,
+    relieve: Callable[[], bool] = lambda: False,
 ) -> Iterator[None]:
-    """While entered, both compute in `dtype` (None: their own) and in tiles of `tile` latents (None: at once).
+    """While entered, both compute in `dtype` (None: their own) and in tiles of tile × tile latents (None: at once).
+    What has no more latents than a tile is computed at once, whatever its shape.
 
     encoder: [B, 3, 8h, 8w] → [B, C, h, w], decoder: [B, 4, h, w] → [B, 3, 8h, 8w]; quant convolutions may lie outside,
     as they act on each latent by itself. The decoder's result keeps the precision it was computed in. A result with a
-    NaN or infinity is computed again in a safer precision; if fp32 gives one, too, it is returned.
+    NaN or infinity is computed again in a safer precision; if fp32 gives one, too, it is returned. Where memory runs
+    out, `relieve` is asked for some (it returns whether there is more), then tiles are halved, and the report says so.
     """
     with ExitStack() as stack:
         for module, run, per_latent in ((encoder, tiled_encode, FACTOR), (decoder, tiled_decode, 1)):
-            make = _forward(module, dtype, tile, run, per_latent, report)
+            make = _forward(module, dtype, tile, run, per_latent, report, relieve)
             stack.enter_context(replaced(module, "forward", make))
         yield
 
 
-def _forward(module: nn.Module, wanted, tile, run, per_latent: int, report: VaeReport) -> Callable:
+def _forward(module: nn.Module, wanted, size, run, per_latent: int, report: VaeReport, relieve) -> Callable:
     keep_dtype = per_latent != 1  # what follows the encoder expects the VAE's own precision
 
     def make(original):
-        def compute(x: torch.Tensor, dtype: torch.dtype, more: dict) -> torch.Tensor:
+        def compute(x: torch.Tensor, dtype: torch.dtype, tile: int | None, more: dict) -> torch.Tensor:
             def one(part):
                 return original(part.to(dtype), **more)
 
             with computing_in(module, dtype), _no_autocast(x.device.type):
-                sides = [n // per_latent for n in x.shape[-2:]]
-                if tile is None or max(sides) <= tile:
+                height, width = (n // per_latent for n in x.shape[-2:])
+                if tile is None or height * width <= tile**2:
                     return one(x)
-                report.tiles += count_tiles(*sides, tile)
-                return run(one, x, tile)
+                out = run(one, x, tile)
+                report.tiles += count_tiles(height, width, tile)
+                return out
+
+        def fitting(x: torch.Tensor, dtype: torch.dtype, more: dict) -> torch.Tensor:
+            tile, relieved = size and min(size, max(x.shape[-2:]) // per_latent), False
+            while True:
+                smallest = tile is None or tile <= SMALLEST
+                try:
+                    return compute(x, dtype, tile, more)
+                except torch.cuda.OutOfMemoryError:
+                    if relieved and smallest:
+                        raise
+                if not relieved:
+                    relieved = True
+                    if relieve() or smallest:
+                        continue
+                tile = max(tile // 2, SMALLEST)
+                report.say(f"memory ran out; computed again in tiles of {tile * FACTOR}")
 
         def forward(x, **more):
             own = next(module.parameters()).dtype
             dtype = wanted or own
             for safer in (*_safer(dtype, x.device), None):
-                out = compute(x, dtype, more)
+                out = fitting(x, dtype, more)
                 report.precision = NAMES.get(dtype, str(dtype))
                 if safer is None or bool(torch.isfinite(out).all()):
                     break
-                text = f"{NAMES.get(dtype, dtype)} gave a NaN; computed again in {NAMES[safer]}"
-                if text not in report.retries:
-                    report.retries.append(text)
+                report.say(f"{NAMES.get(dtype, dtype)} gave a NaN; computed again in {NAMES[safer]}")
                 dtype = safer
             return out.to(own) if keep_dtype else out
 

@@ -1,10 +1,12 @@
 """Peaks and times of the offload modes and of fp8 on one GPU: a full-size SDXL of random weights, in the ldm layout.
 
-    python tests/gpu/memory.py --out FOLDER [--seconds 150] [--tiny]
+    python tests/gpu/memory.py --out FOLDER [--seconds 150] [--pictures 11] [--tiny]
 
 A picture is: two prompts through text encoders of SDXL's size, 30 calls of the UNet with two rows in fp16 at 1024×1024,
-and a decode by a VAE of SDXL's size. No autocast, no WebUI around it. Each mode is placed once, runs several pictures,
-and is undone; pictures with everything resident are run before each, so that both see the same machine.
+and a decode by a VAE of SDXL's size. No autocast, no WebUI around it. Each mode is placed once, makes pictures of
+different prompts under a hard cap (set_per_process_memory_fraction) of what it may take, its first ones included, and
+is undone. Switching modes for each picture would move everything each time, so a mode's median is held against that of
+the pictures with everything resident right before and right after it; modes in a row share those.
 GB are of 10^9 bytes, peaks are torch.cuda.max_memory_allocated.
 """
 
@@ -16,6 +18,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -30,7 +33,7 @@ import ldm_unet  # noqa: E402
 from sdxl_optim.memory.fp8 import Fp8Weights  # noqa: E402
 from sdxl_optim.memory.meter import Meter  # noqa: E402
 from sdxl_optim.memory.mover import TEXT, UNET, VAE, Mover  # noqa: E402
-from sdxl_optim.patches.vae import VaeReport, vae_attached  # noqa: E402
+from sdxl_optim.patches.vae import VaeReport, vae_attached, work_of  # noqa: E402
 
 GB = 1e9
 CALLS = 30
@@ -38,14 +41,15 @@ WORK = {UNET: 700_000_000, TEXT: 150_000_000}
 
 # name: (offload, budget in GB, fp8, tile in pixels, most GB allowed, most times the time of everything resident)
 MODES = {
-    "vram-8gb": ("staged", 6.9, False, 512, 6.9, 1.05),
-    "vram-6gb": ("staged", 5.6, False, 320, 5.6, 1.10),
-    "vram-4gb": ("staged", 3.6, True, 384, 3.6, 1.50),
+    "vram-8gb": ("staged", 6.9, False, 1024, 6.9, 1.05),
+    "vram-6gb": ("staged", 5.6, False, 1024, 5.6, 1.10),
+    "vram-4gb": ("staged", 3.6, True, 1024, 3.6, 1.50),
     "minimal": ("sequential", 0.7, False, 256, 0.7, None),
-    "vram-4gb without fp8": ("staged", 3.6, False, 384, 3.6, None),
+    "vram-4gb without fp8": ("staged", 3.6, False, 1024, 3.6, None),
     "model": ("model", 0.0, False, None, None, None),
     "fp8 alone": (None, 0.0, True, None, None, None),
 }
+RESIDENT = 4  # pictures before and after each mode
 
 
 class KeepingMeter(Meter):
@@ -142,8 +146,10 @@ def sdp(self, x, context=None):
 
 
 class Bench:
-    def __init__(self, device: str, tiny: bool, seconds: float):
+    def __init__(self, device: str, tiny: bool, seconds: float, pictures: int):
         self.device, self.tiny, self.ends = torch.device(device), tiny, time.perf_counter() + seconds
+        self.pictures = pictures
+        self.resident: list[float] = []  # seconds of the last pictures with everything resident
         self.result: dict = {"modes": {}}
         self.calls = 3 if tiny else CALLS
         ldm_unet.CrossAttention.forward = sdp
@@ -217,83 +223,108 @@ class Bench:
         after = torch.cuda.memory_stats() if counters else {}
         return seconds | {k: after[k] - stats[k] for k in counters}
 
-    def timed(self, count: int) -> list[float]:
-        times = []
-        for _ in range(count):
+    def timed(self, count: int, seed: int = 0) -> Iterator[float]:
+        """Seconds of pictures of different prompts."""
+        for k in range(count):
+            self.tokens.copy_(torch.randint(0, 100, (2, 77), generator=torch.Generator().manual_seed(seed + k)))
             self.wait()
             began = time.perf_counter()
             self.picture()
             self.wait()
-            times.append(time.perf_counter() - began)
-        return times
+            yield time.perf_counter() - began
 
     def wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def peak(self, f) -> float:
-        """The peak of `f()` in GB."""
-        if self.device.type != "cuda":
-            f()
-            return 0.0
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    def begin_peak(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
         if self.meter:
             self.meter.high = 0
-        f()
+
+    def peak(self) -> float:
+        """In GB, since `begin_peak`."""
         self.wait()
-        return max(torch.cuda.max_memory_allocated(), self.meter.high if self.meter else 0) / GB
+        taken = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0
+        return max(taken, self.meter.high if self.meter else 0) / GB
 
     @contextlib.contextmanager
     def placed(self, offload, budget, fp8, tile, limit=None, ratio=None):
+        mover = None
         with contextlib.ExitStack() as stack:
             vae = self.parts[VAE]
             if tile:
-                small = 8 if self.tiny else tile // 8
-                stack.enter_context(vae_attached(vae.encoder, vae.decoder, None, small, VaeReport()))
+                small, report = 8 if self.tiny else tile // 8, VaeReport()
+                relieve = lambda: mover is not None and mover.relieve()  # noqa: E731
+                stack.enter_context(vae_attached(vae.encoder, vae.decoder, None, small, report, relieve))
+                stack.callback(lambda: sys.stderr.writelines(f"{text}\n" for text in report.retries))
             if fp8:
                 stack.callback(Fp8Weights(self.parts[UNET]).close)
             if offload:
                 self.meter = KeepingMeter(self.device, budget)
                 pixels = min(tile or 1024, 1024) ** 2
-                mover = Mover(self.parts, self.device, offload, self.meter, {**WORK, VAE: pixels * 3000})
-                stack.callback(mover.close)
+                work = {**WORK, VAE: work_of(pixels, torch.float16)}
+                mover = Mover(self.parts, self.device, offload, self.meter, work)
                 mover.key = pixels
-                yield mover
-                self.meter = None
-            else:
-                yield None
+                stack.callback(mover.close)
+            if limit and self.device.type == "cuda":
+                torch.cuda.empty_cache()
+                total = torch.cuda.get_device_properties(self.device).total_memory
+                torch.cuda.set_per_process_memory_fraction(limit * GB / total)
+                stack.callback(torch.cuda.set_per_process_memory_fraction, 1.0)
+            yield mover
+        self.meter = None
 
     def mode(self, name: str) -> None:
         setup = MODES[name]
         limit, allowed = setup[4:]
         row: dict = {"offload": setup[0], "budget_gb": setup[1], "fp8": setup[2], "tile": setup[3]}
-        resident = self.timed(2)[1:]
+        self.resident = self.resident or list(self.timed(RESIDENT))
         row["resident_stages"] = self.stages()
         with torch.no_grad():
-            expected = self.picture()[0].clone()
-        weights = self.state()
+            expected, weights = self.picture()[0].clone(), self.state()
+        times: list[float] = []
         with self.placed(*setup) as mover:
-            self.picture()
-            before, made = mover.lane.moved if mover else 0, []
-            row["peak_gb"] = self.peak(lambda: made.append(self.picture()[0]))
-            row["moved_gb_a_picture"] = (mover.lane.moved - before) / GB if mover else 0.0
-            row["same_latents"] = bool(torch.equal(made.pop(), expected))
-            times = self.timed(2)
-            self.stages()
-            row["stages"] = self.stages()
-            row["streamed_gb_a_call"] = mover.streamed.get(UNET, 0) / GB if mover else 0.0
-            if setup[0] == "sequential" and mover:
-                row["copy_seconds"] = row["moved_gb_a_picture"] * GB / self.bandwidth(mover)
-            if limit and self.device.type == "cuda":
-                row |= self.capped(limit, 10 if times[-1] < 2.5 else 3)
-        resident += self.timed(1)
-        row["seconds"], row["resident_seconds"] = statistics.median(times), statistics.median(resident)
+            self.begin_peak()
+            try:
+                self.under_way(row, mover, expected, times)
+                row["out_of_memory"] = False
+            except torch.cuda.OutOfMemoryError as error:
+                row["out_of_memory"] = str(error)[:600]
+            row["peak_gb"], row["pictures"] = self.peak(), len(times)
+        row["undone"] = self.state() == weights
+        before, self.resident = self.resident, list(self.timed(RESIDENT))
+        row["seconds_of_each"], row["resident_seconds_of_each"] = times, [*before, *self.resident]
+        row["seconds"] = statistics.median(times) if times else 0.0
+        row["resident_seconds"] = statistics.median([*before, *self.resident])
         row["ratio"] = row["seconds"] / row["resident_seconds"]
         row["max_gb"], row["max_ratio"] = limit, allowed
-        row["undone"] = self.state() == weights
         self.result["modes"][name] = row
         sys.stderr.write(f"{name}: {row}\n")
+
+    def under_way(self, row: dict, mover, expected: torch.Tensor, times: list[float]) -> None:
+        """Pictures with the mode in place; what they show goes into `row` and their seconds into `times`."""
+        latents = self.picture()[0]
+        row["same_latents"] = bool(torch.equal(latents, expected))
+        row["latents_differ"] = float((latents - expected).float().norm() / expected.float().norm())
+        slow = row["offload"] == "sequential"
+        if not slow:
+            self.picture()
+        row["stages"] = self.stages()
+        counted, before = 3, mover.lane.moved if mover else 0
+        for k, seconds in enumerate(self.timed(5 if slow else self.pictures, seed=100), 1):
+            times.append(seconds)
+            if k == counted:
+                row["moved_gb_a_picture"] = (mover.lane.moved - before) / counted / GB if mover else 0.0
+            if k >= counted and self.left() < 20:
+                break
+        row["streamed_gb_a_call"] = mover.streamed.get(UNET, 0) / GB if mover else 0.0
+        if self.device.type == "cuda":
+            row["reserved_gb"] = torch.cuda.max_memory_reserved() / GB
+        if slow and mover:
+            row["copy_seconds"] = row["moved_gb_a_picture"] * GB / self.bandwidth(mover)
 
     def bandwidth(self, mover) -> float:
         """Bytes a second from the pieces' own main memory, in one go and nothing else."""
@@ -306,59 +337,42 @@ class Bench:
         self.wait()
         return sum(p.nbytes for p in pieces) / (time.perf_counter() - began)
 
-    def capped(self, limit: float, count: int) -> dict:
-        """Up to `count` pictures in a row where torch may hold no more than `limit` in all, caches included."""
-        torch.cuda.empty_cache()
-        total = torch.cuda.get_device_properties(self.device).total_memory
-        torch.cuda.set_per_process_memory_fraction(limit * GB / total)
-        done = 0
-        try:
-            for seed in range(count):
-                if self.left() < 20:
-                    break
-                self.tokens.copy_(torch.randint(0, 100, (2, 77), generator=torch.Generator().manual_seed(seed)))
-                self.picture()
-                done += 1
-            return {"pictures_under_cap": done, "out_of_memory": False}
-        except torch.cuda.OutOfMemoryError as error:
-            return {"pictures_under_cap": done, "out_of_memory": str(error).splitlines()[0][:200]}
-        finally:
-            torch.cuda.set_per_process_memory_fraction(1.0)
-
     @torch.no_grad()
     def tiled_decode(self) -> None:
         """4096×4096 pixels in tiles of 512, and how 1024×1024 in tiles compares with the whole (random weights)."""
         vae, row = self.parts[VAE], {}
         torch.manual_seed(1)
         z = torch.randn(1, 4, *((16, 16) if self.tiny else (128, 128)), device=self.device, dtype=self.dtype)
-        whole = vae.decoder(z)
         large = torch.randn(1, 4, *((40, 40) if self.tiny else (512, 512)), device=self.device, dtype=self.dtype)
+        whole = vae.decoder(z)
         for tile in (64, 96):
             with vae_attached(vae.encoder, vae.decoder, None, 8 if self.tiny else tile, VaeReport()):
                 row[f"mean_difference_{tile * 8}"] = float((vae.decoder(z) - whole).abs().mean() / whole.std())
-                if tile == 64:
-                    del whole
-                    base = torch.cuda.memory_allocated() / GB if self.device.type == "cuda" else 0.0
-                    began = time.perf_counter()
-                    row["peak_beyond_weights_gb"] = self.peak(lambda: vae.decoder(large)) - base
-                    row["seconds"] = time.perf_counter() - began
-                    whole = vae.decoder(z)
+        del whole
+        for tile in (64, 128):
+            with vae_attached(vae.encoder, vae.decoder, None, 8 if self.tiny else tile, VaeReport()):
+                base = torch.cuda.memory_allocated() / GB if self.device.type == "cuda" else 0.0
+                self.begin_peak()
+                began = time.perf_counter()
+                vae.decoder(large)
+                row[f"peak_beyond_weights_gb_{tile * 8}"] = self.peak() - base
+                row[f"seconds_{tile * 8}"] = time.perf_counter() - began
         self.result["decode_4096"] = row
 
     def table(self) -> str:
         head = f"{'mode':22} {'peak GB':>8} {'≤':>5} {'ratio':>6} {'≤':>5} {'moved GB':>9}"
         lines = [f"{head} {'same':>5} {'undone':>6} {'cap':>9}"]
         for name, r in self.result["modes"].items():
-            cap = "" if "out_of_memory" not in r else "OOM" if r["out_of_memory"] else f"{r['pictures_under_cap']} ok"
+            cap = "OOM" if r["out_of_memory"] else f"{r['pictures']} ok" if r["max_gb"] else ""
             lines.append(
                 f"{name:22} {r['peak_gb']:8.2f} {r['max_gb'] or '':>5} {r['ratio']:6.2f} {r['max_ratio'] or '':>5} "
-                f"{r['moved_gb_a_picture']:9.2f} {r['same_latents']!s:>5} {r['undone']!s:>6} {cap:>9}"
+                f"{r.get('moved_gb_a_picture', 0):9.2f} {r.get('same_latents')!s:>5} {r['undone']!s:>6} {cap:>9}"
             )
             if "copy_seconds" in r:
                 lines.append(f"{'':22} {r['seconds'] / r['copy_seconds']:.2f} times what the copies alone take")
         for name, r in self.result["modes"].items():
             for kind in ("resident_stages", "stages"):
-                lines.append(f"{name:22} {kind:15} " + " ".join(f"{k} {v:.3g}" for k, v in r[kind].items()))
+                lines.append(f"{name:22} {kind:15} " + " ".join(f"{k} {v:.3g}" for k, v in r.get(kind, {}).items()))
         lines += [f"resident: {self.result.get('resident_peak_gb', 0):.2f} GB", f"{self.result.get('decode_4096')}"]
         return "\n".join(lines)
 
@@ -367,16 +381,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=150.0)
+    parser.add_argument("--pictures", type=int, default=11, help="of each mode; the issue's medians are of 15")
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    bench = Bench("cuda" if torch.cuda.is_available() else "cpu", args.tiny, args.seconds)
+    bench = Bench("cuda" if torch.cuda.is_available() else "cpu", args.tiny, args.seconds, args.pictures)
     on_cuda = bench.device.type == "cuda"
     bench.result |= {"device": torch.cuda.get_device_name() if on_cuda else "cpu", "torch": torch.__version__}
     bench.picture()
-    bench.result["resident_peak_gb"] = bench.peak(bench.picture)
+    bench.begin_peak()
+    bench.picture()
+    bench.result["resident_peak_gb"] = bench.peak()
     for section in (*list(MODES)[:4], "decode", *list(MODES)[4:]):
-        if bench.left() < 22:
+        if bench.left() < (10 if section == "decode" else 30):
             sys.stderr.write(f"{section}: left out, the time is over\n")
             continue
         try:

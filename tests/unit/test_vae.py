@@ -11,7 +11,15 @@ from skimage.metrics import structural_similarity
 
 from sdxl_optim.demo_model import data, write_diffusers
 from sdxl_optim.host.diffusers.vae import vae_as_asked
-from sdxl_optim.patches.vae import VaeReport, computes_bf16, computing_in, pick_precision, vae_attached
+from sdxl_optim.patches.vae import (
+    VaeReport,
+    computes_bf16,
+    computing_in,
+    largest_tile,
+    pick_precision,
+    vae_attached,
+    work_of,
+)
 from sdxl_optim.report import JobReport
 from sdxl_optim.settings import Vae
 
@@ -133,6 +141,55 @@ def test_an_error_leaves_no_trace(vae):
         hook.remove()
     assert same_state(vae, before)
     assert "forward" not in vars(vae.decoder)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("latents", "relief", "first"), [(40, 0, [64, 32]), (40, 1, [64, 64]), (30, 0, None)])
+def test_where_memory_runs_out_tiles_get_smaller(vae, latents, relief, first):
+    """latents: along the side of what there is memory for. relief: how often memory is found, with which all fits."""
+    seen, left = [], [relief]
+
+    def run_out(module, args):
+        seen.append(args[0].shape[-1])
+        if seen[-1] > latents and left[0] >= relief:
+            raise torch.cuda.OutOfMemoryError("too large")
+
+    def relieve():
+        left[0] = max(left[0] - 1, 0)
+        return left[0] < relief
+
+    report, z = VaeReport(), torch.randn(1, 4, 64, 64)
+    hook = vae.decoder.conv_in.register_forward_pre_hook(run_out)
+    try:
+        with vae_attached(vae.encoder, vae.decoder, None, 128, report, relieve):
+            if first is None:
+                with pytest.raises(torch.cuda.OutOfMemoryError):
+                    vae.decode(z)
+                return
+            out = vae.decode(z).sample
+    finally:
+        hook.remove()
+    assert out.shape == (1, 3, 512, 512)
+    assert report.retries == ["memory ran out; computed again in tiles of 256"] * (not relief)
+    assert report.tiles == (0 if relief else 9)
+    assert seen[:2] == first
+
+
+def test_what_fits_is_a_matter_of_pixels(vae):
+    report = VaeReport()
+    with torch.no_grad(), vae_attached(vae.encoder, vae.decoder, None, 8, report):
+        vae.decode(torch.randn(1, 4, 4, 16))
+        assert report.tiles == 0
+        vae.decode(torch.randn(1, 4, 5, 16))
+        assert report.tiles == 3
+
+
+def test_the_largest_tile_that_fits():
+    half, single = torch.float16, torch.float32
+    assert largest_tile(work_of(1024**2, half), half) == 128
+    assert largest_tile(work_of(1024**2, half) - 1, half) == 120
+    assert work_of(100, single) == 2 * work_of(100, half)
+    assert largest_tile(0, half) == 32
 
 
 def test_precision_goes_with_the_device(monkeypatch):

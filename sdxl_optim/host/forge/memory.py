@@ -49,6 +49,11 @@ def on_model_loaded(model) -> None:
     """Nothing is in place."""
 
 
+def relieve() -> bool:
+    """There is nothing that could make room."""
+    return False
+
+
 def tell(report: JobReport) -> None:
     """There is nothing to tell."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sdxl_optim.host.forge.memory import TILING
 from sdxl_optim.host.forge.memory import VAE as PRECISION
 from sdxl_optim.host.webui import vae
@@ -34,8 +36,8 @@ def wants_fix(settings: Vae) -> str | None:
 class VaePatch:
     """Patches nothing: puts what is refused into the report."""
 
-    def __init__(self, settings: Vae, report: JobReport):
-        self._settings, self._report = settings, report
+    def __init__(self, settings: Settings, report: JobReport, relieve: Callable[[], bool]):
+        self._settings, self._report = settings.vae, report
 
     def follow(self) -> None:
         for note in refused(self._settings):

@@ -26,7 +26,7 @@ class Job:
         self._memory = host.memory
         self.report = JobReport()
         self.undo = ExitStack()
-        self.vae = host.vae.VaePatch(settings.vae, self.report)
+        self.vae = host.vae.VaePatch(settings, self.report, host.memory.relieve)
         self.undo.callback(self.vae.close)
         self.stages = Stages(self.report)
         self._on_close = on_close

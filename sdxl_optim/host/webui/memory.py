@@ -10,10 +10,12 @@ import torch
 from modules import devices, lowvram, sd_unet, shared
 from sdxl_optim.host.webui.lowvram import HostLowvram, loads_into_main_memory
 from sdxl_optim.host.webui.peaks import HighWater
-from sdxl_optim.host.webui.vae import host_option
+from sdxl_optim.host.webui.vae import host_option, precision_of, tile_of
 from sdxl_optim.memory import fp8
 from sdxl_optim.memory.meter import Meter
 from sdxl_optim.memory.mover import TEXT, UNET, VAE, Mover
+from sdxl_optim.ops.tiling import FACTOR
+from sdxl_optim.patches.vae import work_of
 from sdxl_optim.plan import Note
 from sdxl_optim.report import JobReport
 from sdxl_optim.settings import Memory, Path, Settings
@@ -21,7 +23,7 @@ from sdxl_optim.words import joined
 
 CPU = torch.device("cpu")
 UNET_WORK = 20_000  # bytes a latent pixel and row that a call is expected to need, until it was measured
-VAE_WORK = 5_000  # bytes a pixel, in half precision
+COLOURS_WORK = 24  # bytes a pixel of a picture that is put together from tiles
 TEXT_WORK = 150_000_000
 
 
@@ -90,11 +92,12 @@ class Placement:
         latents = p.width * p.height / 64
         if getattr(p, "is_hr_pass", False):
             latents = p.hr_upscale_to_x * p.hr_upscale_to_y / 64
-        pixels = min(latents * 64, settings.vae.tile_size**2) if settings.vae.tiling else latents * 64
+        pixels, tile = int(latents * 64), tile_of(settings)
+        at_once = pixels if tile is None else min(pixels, (tile * FACTOR) ** 2)
         self.mover.key = (latents, p.batch_size)
         self.mover.guess = {
             UNET: int(2 * p.batch_size * latents * UNET_WORK),
-            VAE: int(pixels * VAE_WORK + latents * 64 * 24),
+            VAE: work_of(at_once, precision_of(settings.vae)[0]) + pixels * COLOURS_WORK,
             TEXT: TEXT_WORK,
         }
 
@@ -204,6 +207,11 @@ def ensure(p, settings: Settings, report: JobReport) -> None:
     for note in _in_place.notes:
         report.add_note(note)
     _in_place.prepare(p, settings)
+
+
+def relieve() -> bool:
+    """The part at work runs out of memory: what is not at work makes room. Returns whether it could."""
+    return _in_place is not None and _in_place.mover is not None and _in_place.mover.relieve()
 
 
 def tell(report: JobReport) -> None:

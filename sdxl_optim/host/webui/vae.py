@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.error import URLError
@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 
 from modules import devices, paths_internal, sd_vae, sd_vae_taesd, shared
 from modules.shared import opts
+from sdxl_optim.memory.mover import VAE, room_within
 from sdxl_optim.ops.tiling import FACTOR
-from sdxl_optim.patches.vae import VaeReport, computes_bf16, pick_precision, vae_attached
+from sdxl_optim.patches.vae import VaeReport, computes_bf16, largest_tile, pick_precision, vae_attached
 from sdxl_optim.plan import Note
 from sdxl_optim.report import JobReport
 from sdxl_optim.settings import Settings, Vae
@@ -22,6 +23,7 @@ from sdxl_optim.words import joined, words
 OPTION = "sd_vae_decode_method"
 METHODS = {"tiny": "TAESD", "full": "Full"}
 IN_TILES = joined(["VAE in tiles"])
+WEIGHTS = 200_000_000  # bytes of a VAE, and what else has to be there while it decodes
 
 
 def decoder_path() -> Path:
@@ -118,18 +120,37 @@ def wants_fix(settings: Vae) -> str | None:
     return fp16_fix() if getattr(shared.sd_model, "is_sdxl", False) else None
 
 
+def precision_of(settings: Vae) -> tuple[torch.dtype, str | None]:
+    """In what the VAE will compute, and the reason why it is not what was wanted, or None."""
+    fixed = bool(sd_vae.loaded_vae_file) and _is_fix(Path(sd_vae.loaded_vae_file).name)
+    dtype, reason = pick_precision(settings.precision, devices.device, fixed)
+    return dtype or devices.dtype_vae, reason
+
+
+def tile_of(settings: Settings) -> int | None:
+    """Side of a tile in latents, or None: no larger than what decodes within the budget of offload."""
+    if not settings.vae.tiling:
+        return None
+    asked = settings.vae.tile_size // FACTOR
+    if settings.memory.offload != "staged" or not settings.memory.budget:
+        return asked
+    room = room_within(int(settings.memory.budget * 1e9) - WEIGHTS, VAE)
+    return min(asked, largest_tile(room, precision_of(settings.vae)[0]))
+
+
 class VaePatch:
     """The settings' precision and tiles on the VAE of whichever model is at work, until closed."""
 
-    def __init__(self, settings: Vae, report: JobReport):
-        self._settings, self._report = settings, report
+    def __init__(self, settings: Settings, report: JobReport, relieve: Callable[[], bool]):
+        """relieve: asked for memory where the VAE runs out of it; returns whether there is more."""
+        self._settings, self._report, self._relieve = settings, report, relieve
         self._vae = None
         self._seen = VaeReport()
         self._undo = ExitStack()
 
     @property
     def wanted(self) -> bool:
-        return self._settings.tiling or self._settings.precision != "host"
+        return self._settings.vae.tiling or self._settings.vae.precision != "host"
 
     def follow(self) -> None:
         """Attach to the model that is loaded, if it is another one than before."""
@@ -141,12 +162,17 @@ class VaePatch:
         if not (hasattr(vae, "encoder") and hasattr(vae, "decoder")):
             self._report.add_note(Note("VAE", "this model's VAE has no encoder and decoder that could be reached"))
             return
-        fixed = bool(sd_vae.loaded_vae_file) and _is_fix(Path(sd_vae.loaded_vae_file).name)
-        dtype, reason = pick_precision(self._settings.precision, devices.device, fixed)
+        dtype, reason = precision_of(self._settings.vae)
         if reason:
             self._report.add_note(Note("VAE precision", reason, refused=False))
-        tile = self._settings.tile_size // FACTOR if self._settings.tiling else None
-        self._undo.enter_context(vae_attached(vae.encoder, vae.decoder, dtype, tile, self._seen))
+        tile = tile_of(self._settings)
+        if tile and tile * FACTOR < self._settings.vae.tile_size:
+            text = words("tiles of {size}, as larger ones need more than the budget", size=tile * FACTOR)
+            self._report.add_note(Note("VAE tiling", text, refused=False))
+        wanted = None if self._settings.vae.precision == "host" else dtype
+        self._undo.enter_context(
+            vae_attached(vae.encoder, vae.decoder, wanted, tile, self._seen, self._relieve)
+        )
 
     def tell(self) -> None:
         """Put what was done so far into the report."""

@@ -1,0 +1,94 @@
+"""A model of torch's caching allocator on CUDA (its pool of blocks above 1 MB), for plans that depend on it."""
+
+from __future__ import annotations
+
+import bisect
+import weakref
+
+import torch
+
+MB = 1 << 20
+
+
+class Block:
+    def __init__(self, size: int, before: Block | None = None, after: Block | None = None):
+        self.size, self.before, self.after, self.free = size, before, after, False
+
+
+class CachingAllocator:
+    """cap: bytes that may be reserved in all. driver_calls: how often memory came from the device or went back."""
+
+    def __init__(self, cap: int):
+        self.cap = cap
+        self.allocated = self.reserved = self.peak = self.driver_calls = 0
+        self._free: list[tuple[int, int, Block]] = []  # by size
+
+    def new(self, size: int) -> Block:
+        size = -(-size // 512) * 512
+        block = self._best_fit(size) or self._from_device(size)
+        if block.size - size > MB:
+            rest = Block(block.size - size, block, block.after)
+            if rest.after:
+                rest.after.before = rest
+            block.size, block.after = size, rest
+            self._keep(rest)
+        self.allocated += block.size
+        self.peak = max(self.peak, self.allocated)
+        return block
+
+    def give_back(self, block: Block) -> None:
+        self.allocated -= block.size
+        for other in (block.before, block.after):
+            if other is not None and other.free:
+                self._take(other)
+                block.size += other.size
+                if other is block.before:
+                    block.before = other.before
+                    if block.before:
+                        block.before.after = block
+                else:
+                    block.after = other.after
+                    if block.after:
+                        block.after.before = block
+        self._keep(block)
+
+    def tidy(self) -> None:
+        """torch.cuda.empty_cache"""
+        for _, _, block in list(self._free):
+            if block.before is None and block.after is None:
+                self._take(block)
+                self.reserved -= block.size
+                self.driver_calls += 1
+
+    def tensor(self, nbytes: int, scale: int = 1) -> torch.Tensor:
+        """Bytes in main memory, of which each stands for `scale` here, as long as its storage lives."""
+        block = self.new(nbytes * scale)
+        tensor = torch.empty(nbytes, dtype=torch.uint8)
+        weakref.finalize(tensor.untyped_storage(), self.give_back, block)
+        return tensor
+
+    def _keep(self, block: Block) -> None:
+        block.free = True
+        bisect.insort(self._free, (block.size, id(block), block))
+
+    def _take(self, block: Block) -> None:
+        block.free = False
+        self._free.pop(bisect.bisect_left(self._free, (block.size, id(block))))
+
+    def _best_fit(self, size: int) -> Block | None:
+        i = bisect.bisect_left(self._free, (size,))
+        if i == len(self._free):
+            return None
+        block = self._free[i][2]
+        self._take(block)
+        return block
+
+    def _from_device(self, size: int) -> Block:
+        segment = 20 * MB if size < 10 * MB else -(-size // (2 * MB)) * 2 * MB
+        if self.reserved + segment > self.cap:
+            self.tidy()
+        if self.reserved + segment > self.cap:
+            raise torch.cuda.OutOfMemoryError(f"{size} bytes, {self.allocated} allocated, {self.reserved} reserved")
+        self.reserved += segment
+        self.driver_calls += 1
+        return Block(segment)
