@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import weakref
 
 import torch
 
 MB = 1 << 20
+_numbers = itertools.count()
 
 
 class Block:
     def __init__(self, size: int, before: Block | None = None, after: Block | None = None):
         self.size, self.before, self.after, self.free = size, before, after, False
+        self.number = next(_numbers)
 
 
 class CachingAllocator:
@@ -69,11 +72,11 @@ class CachingAllocator:
 
     def _keep(self, block: Block) -> None:
         block.free = True
-        bisect.insort(self._free, (block.size, id(block), block))
+        bisect.insort(self._free, (block.size, block.number, block))
 
     def _take(self, block: Block) -> None:
         block.free = False
-        self._free.pop(bisect.bisect_left(self._free, (block.size, id(block))))
+        self._free.pop(bisect.bisect_left(self._free, (block.size, block.number)))
 
     def _best_fit(self, size: int) -> Block | None:
         i = bisect.bisect_left(self._free, (size,))
