@@ -25,6 +25,10 @@ function sdxlOptimGreyOut() {
             gradioApp().querySelectorAll(`#${id} input[type=radio], #${id}-visible-checkbox`).forEach(function(input) {
                 const pieces = reasons[input.value] || reasons['*'];
                 if (!pieces) return;
+                if (input.type === 'checkbox') { // a click by hand, even one without effect: opening no longer ticks it
+                    input.addEventListener('click', event => event.preventDefault(), {once: true});
+                    input.click();
+                }
                 input.disabled = true;
                 input.parentElement.classList.add('sdxl-optim-greyed');
                 input.parentElement.title = pieces.map(sdxlOptimTranslated).join('');

@@ -126,18 +126,18 @@ def on_cfg_denoiser(params) -> None:
     """The host's callback before each model evaluation. (On Forge it may change nothing but the tensors.)"""
     denoiser = params.denoiser
     run = run_of(denoiser)
-    if run is not None:
+    if run is None:
+        count_stock(denoiser, lambda: _stock_rows(denoiser, params))
+    else:
         run.follow(denoiser)
-        return
-    p = getattr(denoiser, "p", None)
-    batch = params.x.shape[0]
-    scale = p.hr_cfg if getattr(p, "is_hr_pass", False) else denoiser.sampler.sampler_extra_args["cond_scale"]
+
+
+def _stock_rows(denoiser, params) -> int:
+    p, cond = denoiser.p, params.text_cond
+    scale = p.hr_cfg if p.is_hr_pass else denoiser.sampler.sampler_extra_args["cond_scale"]
     skips = params.text_uncond is None or _skips(denoiser, params.sigma, scale, _options())
-    count_stock(denoiser, _batch_rows(params.text_cond) + (0 if skips else batch))
-
-
-def _batch_rows(text_cond) -> int:
-    return text_cond["crossattn"].shape[0] if isinstance(text_cond, dict) else text_cond.shape[0]
+    cond_rows = (cond["crossattn"] if isinstance(cond, dict) else cond).shape[0]
+    return cond_rows + (0 if skips else params.x.shape[0])
 
 
 def _options() -> dict:

@@ -14,6 +14,5 @@ NAME = "reForge" if REFORGE else "Forge" if FORGE else "WebUI"
 
 def k_diffusion_sampling() -> ModuleType:
     """The module of k-diffusion's samplers that the host uses."""
-    if REFORGE:  # it has two, and a setting
-        return importlib.import_module("modules.sd_samplers_common").sampling
-    return importlib.import_module("k_diffusion.sampling")
+    chosen = getattr(importlib.import_module("modules.sd_samplers_common"), "sampling", None)  # reForge has two
+    return chosen or importlib.import_module("k_diffusion.sampling")

@@ -147,8 +147,7 @@ def on_cfg_denoiser(params) -> None:
     denoiser = params.denoiser
     run = run_of(denoiser)
     if run is None:
-        skipped = params.text_uncond.shape[0] if _host_skips_now(denoiser, params) else 0
-        count_stock(denoiser, params.x.shape[0] - skipped)
+        count_stock(denoiser, lambda: _stock_rows(denoiser, params))
         return
     _follow_model(run, denoiser.p)
 
@@ -161,6 +160,11 @@ def on_cfg_denoiser(params) -> None:
         for name, value in shortened.items():
             setattr(params, name, value)
     run.begin_call(cond_rows if cut else stock_rows, stock_rows, cond_rows)
+
+
+def _stock_rows(denoiser, params) -> int:
+    skipped = params.text_uncond.shape[0] if _host_skips_now(denoiser, params) else 0
+    return params.x.shape[0] - skipped
 
 
 def _follow_model(run: Run, p) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sdxl_optim.host.webui.measure import measurement_of
 from sdxl_optim.run import Run
 
@@ -17,9 +19,9 @@ def run_of(denoiser) -> Run | None:
     return run
 
 
-def count_stock(denoiser, rows: int) -> None:
-    """A call outside any run puts so many rows through the UNet."""
+def count_stock(denoiser, rows: Callable[[], int]) -> None:
+    """A call outside any run: where its request is measured, the rows that it puts through the UNet are counted."""
     p = getattr(denoiser, "p", None)
     measurement = measurement_of(p) if p is not None else None
     if measurement is not None:
-        measurement.count(rows)
+        measurement.count(rows())

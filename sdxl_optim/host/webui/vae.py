@@ -30,6 +30,8 @@ def decoder_path() -> Path:
     """Where the host looks for the tiny decoder of the model that is loaded."""
     model = shared.sd_model  # on Forge, one without these names until the first request loads it
     kind = "taesd3" if getattr(model, "is_sd3", False) else "taesdxl" if getattr(model, "is_sdxl", True) else "taesd"
+    if not getattr(model, "is_webui_legacy_model", lambda: True)():
+        kind = "taef1"
     return Path(paths_internal.models_path, "VAE-taesd", f"{kind}_decoder.pth")
 
 

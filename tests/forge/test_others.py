@@ -1,0 +1,111 @@
+"""Together with the host's own: the refiner, X/Y/Z plots, parameters sent back, extensions that work in the same
+places."""
+
+import numpy as np
+import pytest
+from webui.live import ALL, CUTOFF, DEEPCACHE, FREEU, notes
+from webui.plot import PREFIX, plot
+
+from .seen import Seen, agrees, planned, watched
+
+SMALL = {"width": 64, "height": 64, "steps": 6}
+
+
+@pytest.fixture(scope="module")
+def stock(forge):
+    forge.client.txt2img(**SMALL)
+    return forge.client.txt2img(**SMALL)[0], forge.client.get("/probe/state")
+
+
+@pytest.fixture(autouse=True)
+def unchanged(client, stock):
+    yield
+    assert np.array_equal(client.txt2img(**SMALL)[0].pixels, stock[0].pixels)
+    assert client.get("/probe/state") == stock[1]
+
+
+def built_in(client, title: str) -> dict:
+    """A script of the host's own, switched on, and else as it is when the page is opened."""
+    info = client.get("/sdapi/v1/script-info")
+    script = next(s for s in info if s["name"].startswith(title.lower()) and not s["is_img2img"])
+    return {script["name"]: {"args": [True, *(arg["value"] for arg in script["args"][1:])]}}
+
+
+def test_between_the_blocks(client, stock):
+    """Forge's own FreeU changes the features there: what is kept would go through it twice."""
+    host_freeu = built_in(client, "FreeU Integrated")
+    alone = client.txt2img(**SMALL, alwayson_scripts=host_freeu)[0]
+    assert not np.array_equal(alone.pixels, stock[0].pixels)
+    picture, passes, _ = watched(client, {**DEEPCACHE, **CUTOFF}, **SMALL, alwayson_scripts=host_freeu)
+    assert "DeepCache refused: another extension changes the features between the UNet's blocks" in notes(picture)
+    agrees(picture, passes)
+    assert passes == [Seen(6, 9, 6, 0)]
+    both, _, _ = watched(client, FREEU, **SMALL, alwayson_scripts=host_freeu)
+    assert not np.array_equal(both.pixels, alone.pixels)
+
+
+def test_in_the_guidance(client):
+    """Self-attention guidance works with the unconditional prediction, and calls the UNet once more a step."""
+    guided = built_in(client, "SelfAttentionGuidance Integrated")
+    picture, passes, _ = watched(client, {**DEEPCACHE, **CUTOFF}, **SMALL, alwayson_scripts=guided)
+    assert "CFG cutoff refused: another extension works on the guidance" in notes(picture)
+    assert "6 calls, 12 of 12 rows, 2 full and 4 cached" in picture.infotext
+    assert "calls by others uncached" in picture.infotext
+    assert "not as planned" not in picture.infotext
+    others = passes[0].calls - 6
+    assert f"{others} calls by others" in picture.infotext
+
+
+def test_the_refiner(forge, client):
+    """Another checkpoint takes over in the loop: counts go on, and nothing that the first one kept is used."""
+    folder = forge.models / "Stable-diffusion"
+    second = folder / "full-sd15-b.safetensors"
+    if not second.exists():
+        second.symlink_to((folder / "full-sd15.safetensors").resolve())
+        client.post("/sdapi/v1/refresh-checkpoints")
+    switched = {**SMALL, "refiner_checkpoint": "full-sd15-b.safetensors", "refiner_switch_at": 0.5}
+    own = {**FREEU, "deepcache": {"enabled": True, "cache_interval": 5}, "cfg_cutoff": {"enabled": True, "stop": 0.84}}
+    picture, passes, _ = watched(client, own, **switched)
+    agrees(picture, passes)
+    # Full: the first, the refiner's first (of which the schedule would have reused), and the sixth by schedule.
+    assert passes == [Seen(6, 11, 3, 3)]
+    assert planned(client, own, **{"prompt": "a", "cfg_scale": 5.0, "sampler_name": "Euler", **switched}) == {
+        "base": passes[0]
+    }
+    assert "Refiner switch at: 0.5" in picture.infotext
+
+
+def test_every_sampler_has_a_plan(client):
+    """Or is told to be one whose number of steps can't be foreseen."""
+    unforeseen = []
+    for sampler in client.get("/sdapi/v1/samplers"):
+        request = {**SMALL, "prompt": "a", "cfg_scale": 5.0, "sampler_name": sampler["name"], "scheduler": "Automatic"}
+        answer = client.post("/sdxl-optim/plan", settings={**CUTOFF, **DEEPCACHE}, request=request)
+        told = " ".join(answer["notes"])
+        if "at_least" in answer["passes"]["base"]:
+            assert "can't be foreseen" in told
+            unforeseen.append(sampler["name"])
+        else:
+            assert answer["passes"]["base"]["cached"] > 0, sampler
+            assert ("CFG++" in sampler["name"]) == ("(CFG++) works with the unconditional prediction" in told), sampler
+    assert "DPM adaptive" in unforeseen
+    assert len(unforeseen) < 12, unforeseen
+
+
+def test_a_plot_with_our_axis(client, stock):
+    made = plot(client, (f"{PREFIX}combination", "stock, cutoff 0.5, deepcache 3+tiny"), **{"prompt": "a red fox"}, **{
+        **SMALL, "negative_prompt": "blurry", "cfg_scale": 5.0, "sampler_name": "Euler", "seed": 1,
+    })  # fmt: skip
+    first, cut, cached = made.cells
+    assert "SDXL Optim result" not in first.infotext
+    assert "6 calls, 9 of 12 rows" in cut.infotext
+    assert "2 full and 4 cached" in cached.infotext
+    assert "VAE Decoder: TAESD" in cached.infotext
+    assert not np.array_equal(first.pixels, cut.pixels)
+
+
+def test_parameters_sent_by_the_api(client):
+    first = client.txt2img(ALL, **SMALL)[0]
+    again = client.generate("txt2img", None, {"infotext": first.infotext})[0]
+    assert "2 full and 4 cached" in again.infotext
+    assert np.array_equal(first.pixels, again.pixels)

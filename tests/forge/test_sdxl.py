@@ -1,0 +1,63 @@
+"""SDXL of full size at 256×256 in 2 steps: each feature at work, or refused by name."""
+
+import numpy as np
+import pytest
+from webui.client import REQUEST, same
+from webui.live import notes
+
+from .seen import Seen, agrees, planned, watched
+from .server import HOSTS, Forge
+
+SMALL = {"width": 256, "height": 256, "steps": 2}
+HALF = ("--unet-in-fp16", "--clip-in-fp16")  # as they are stored: 7 GB of weights
+CUTOFF = {"cfg_cutoff": {"enabled": True, "stop": 0.5}}
+DEEPCACHE = {"deepcache": {"enabled": True, "cache_interval": 2}}
+FREEU = {"freeu": {"enabled": True}}
+CASES = {
+    "freeu": (FREEU, Seen(2, 4, 2, 0)),
+    "cutoff": (CUTOFF, Seen(2, 3, 2, 0)),
+    "deepcache": (DEEPCACHE, Seen(2, 4, 1, 1)),
+    "tiny": ({"vae": {"decoder": "tiny"}}, Seen(2, 4, 2, 0)),
+    "all": ({**FREEU, **CUTOFF, **DEEPCACHE, "vae": {"decoder": "tiny"}}, Seen(2, 3, 1, 1)),
+}
+REFUSED = {
+    "memory": {"offload": "staged", "weights": "fp8"},
+    "vae": {"precision": "bf16", "tiling": True},
+    "backend": {"name": "cudagraph", "attention": "sdpa"},
+}
+NAMES = ("Memory offload", "Memory weights", "VAE precision", "VAE tiling", "backend cudagraph", "attention sdpa")
+
+
+@pytest.fixture(scope="module", params=HOSTS)
+def forge(request):
+    with Forge(request.param, "full-sdxl", flags=HALF) as webui:
+        yield webui
+
+
+@pytest.fixture(scope="module")
+def stock(forge):
+    forge.client.txt2img(**SMALL)
+    return forge.client.txt2img(**SMALL)[0], forge.client.get("/probe/state")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_at_work(forge, stock, name):
+    settings, expected = CASES[name]
+    picture, passes, answer = watched(forge.client, settings, **SMALL)
+    assert passes == [expected]
+    agrees(picture, passes)
+    assert planned(forge.client, settings, **{**REQUEST, **SMALL}) == {"base": expected}
+    assert "refused" not in notes(picture)
+    assert not np.array_equal(picture.pixels, stock[0].pixels)
+    assert answer["decodes"] == (0 if "vae" in settings else 1)
+
+
+def test_refused_by_name_and_stock_again(forge, stock):
+    picture, passes, _ = watched(forge.client, REFUSED, **SMALL)
+    assert passes == [Seen(2, 4, 2, 0)]
+    assert np.array_equal(picture.pixels, stock[0].pixels)
+    for name in NAMES:
+        assert f"{name} refused: " in notes(picture)
+    assert same(forge.client.txt2img(**SMALL)[0], stock[0])
+    assert forge.client.get("/probe/state") == stock[1]
+    assert not [line for line in forge.log().splitlines() if line.startswith("*** Error")]
