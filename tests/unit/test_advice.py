@@ -47,6 +47,7 @@ def test_the_memory_presets_are_advised_where_they_exist(gib, name, monkeypatch)
         assert BALANCED in advise(card(gib))[0]
         monkeypatch.setattr(presets, "BUILT_IN", made)
         assert name not in advise(card(gib, medvram=True))[0]
+        assert name not in advise(card(gib, host_offloads=True))[0]
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def copy_decoder(source: str) -> str:
             else torch.load(path, map_location="cpu", weights_only=True)
         )
         weights = {key.removeprefix("decoder."): value for key, value in weights.items()}
-        sd_vae_taesd.decoder(16 if shared.sd_model.is_sd3 else 4).load_state_dict(weights)
+        sd_vae_taesd.decoder(16 if getattr(shared.sd_model, "is_sd3", False) else 4).load_state_dict(weights)
     except Exception as error:  # whatever is wrong with a file that a user picked, it is the file
         template = "{file} is not a TAESD decoder for this model ({error})."
         return words(template, file=path.name, error=type(error).__name__)
