@@ -7,6 +7,8 @@ import itertools
 import weakref
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 MB = 1 << 20
 _numbers = itertools.count()
@@ -95,3 +97,35 @@ class CachingAllocator:
         self.reserved += segment
         self.driver_calls += 1
         return Block(segment)
+
+
+class Recorder(TorchDispatchMode):
+    """While entered, what is taken and given back on the meta device: (number, bytes), bytes 0 for the end of it.
+
+    Convolutions take `workspace` times their input and output for their own time, which cuDNN does on its own account.
+    """
+
+    def __init__(self, *modules: torch.nn.Module, workspace: float):
+        super().__init__()
+        self.events: list[tuple[int, int]] = []
+        self._workspace, self._numbers = workspace, itertools.count()
+        self._known = {p.untyped_storage()._cdata for module in modules for p in module.parameters()}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if "convolution" in str(function):
+            number = next(self._numbers)
+            self.events += [(number, int(self._workspace * (args[0].nbytes + out.nbytes))), (number, 0)]
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage.nbytes() > MB and storage._cdata not in self._known:
+                    number = next(self._numbers)
+                    self._known.add(storage._cdata)
+                    self.events.append((number, storage.nbytes()))
+                    weakref.finalize(storage, self._gone, storage._cdata, number)
+        return out
+
+    def _gone(self, key: int, number: int) -> None:
+        self._known.discard(key)
+        self.events.append((number, 0))

@@ -1,13 +1,18 @@
 """Who makes room for whom: parts of SDXL's sizes on a device of so many bytes, whose allocator is a model of torch's.
 
-Each byte of weights in main memory stands for SCALE on the device. What a call takes beside weights is as large as on
-a real card, in pieces of about the sizes of its tensors.
+Each byte of weights in main memory stands for SCALE on the device. What a call takes beside weights was recorded from
+SDXL's UNet and VAE at 1024×1024 on the meta device, in full size.
 """
 
+import functools
+
+import ldm_unet
 import pytest
 import torch
-from allocator import CachingAllocator
+from allocator import CachingAllocator, Recorder
+from diffusers import AutoencoderKL
 from torch import nn
+from torch.nn import functional as F
 
 from sdxl_optim.memory import mover as mover_module
 from sdxl_optim.memory import parts as parts_module
@@ -82,6 +87,32 @@ class Work:
             self._allocator.give_back(self._block)
 
 
+@functools.cache
+def recorded() -> tuple[list, list]:
+    """Events of a UNet call with two rows and of a decode, both in half precision."""
+    with pytest.MonkeyPatch.context() as patch, torch.device("meta"), torch.no_grad():
+        patch.setattr(F, "scaled_dot_product_attention", lambda q, *args, **kwargs: torch.empty_like(q))
+        patch.setattr(ldm_unet.CrossAttention, "forward", fused)
+        unet = ldm_unet.UNetModel(ldm_unet.SDXL).half()
+        unet.time_embed.register_forward_pre_hook(lambda module, args: (args[0].half(),))
+        blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+        vae = AutoencoderKL(latent_channels=4, block_out_channels=(128, 256, 512, 512), layers_per_block=2, **blocks)
+        vae = vae.half()
+        with Recorder(unet, workspace=0.5) as call:
+            sizes = (2, 4, 128, 128), (2,), (2, 77, 2048), (2, 2816)
+            unet(*(torch.empty(size, dtype=torch.float16) for size in sizes))
+        with Recorder(vae, workspace=1.0) as decode:
+            vae.decoder(torch.empty(1, 4, 128, 128, dtype=torch.float16))
+    return call.events, decode.events
+
+
+def fused(self, x, context=None):
+    """CrossAttention.forward without a matrix of scores."""
+    context = x if context is None else context
+    q, _, _ = self.to_q(x), self.to_k(context), self.to_v(context)
+    return self.to_out(F.scaled_dot_product_attention(q))
+
+
 class RoomMeter(Meter):
     """Of weights in main memory."""
 
@@ -131,6 +162,7 @@ class Card:
         self.mover = Mover(self.parts, "cpu", mode, self.meter, work, self.lane)
         self.inside: dict[str, dict[str, float]] = {}  # GB of each part while another one works
         self.size, self.relieved = 1.0, 0
+        self.taken: dict[int, Work] = {}
 
     def take(self, megabytes: float) -> Work:
         return Work(self.allocator, megabytes * MB)
@@ -146,7 +178,7 @@ class Card:
         for self.size in (1.0, 2.25)[: 1 + hires]:
             self.mover.key = self.size
             for _ in range(CALLS):
-                self.skips, self.layer = [], 0
+                self.taken, self.layer = {}, 0
                 self.parts[UNET](self.unet_layer)
                 self.note(UNET)
             self.parts[VAE].decoder(self.decode_somehow)
@@ -171,19 +203,18 @@ class Card:
 
     def unet_layer(self, layer) -> None:
         self.check(layer)
-        size = self.size
+        cast = self.take(26 if self.fp8 else 1)
+        events, count = recorded()[0], len(self.parts[UNET].layers)
+        self.replay(events[len(events) * self.layer // count : len(events) * (self.layer + 1) // count], self.size)
         self.layer += 1
-        if self.layer < 24 and self.layer % 3 == 0:
-            self.skips.append(self.take(21 * size if self.layer < 8 else 10.5 * size))
-        work = [self.take(21 * size), self.take(42 * size), self.take(84 * size)]
-        if self.fp8:
-            work.append(self.take(26))
-        work[1] = None
-        work.append(self.take(42 * size))
-        if self.layer in (6, 7, 112):
-            work.append(self.take(120 * size))
-        if self.layer > 90 and self.skips:
-            self.skips.pop()
+        del cast
+
+    def replay(self, events, size: float) -> None:
+        for number, nbytes in events:
+            if nbytes:
+                self.taken[number] = self.take(nbytes * size / MB)
+            else:
+                del self.taken[number]
 
     def decode_somehow(self, layer) -> None:
         try:
@@ -195,29 +226,11 @@ class Card:
         self.decode(layer)
 
     def decode(self, layer) -> None:
-        """Half precision, at once: the largest tensor has 256 channels of the picture's size."""
         self.check(layer)
-        u = 1024**2 * 512 / MB
         out = self.take(6)
-        x = self.take(u / 4)
-        for _ in range(3):
-            x = self.residual(x, u / 4, u / 4)
-        x, bigger = self.take(u), x
-        del bigger
-        x = self.residual(x, u, u / 2)
-        for _ in range(2):
-            x = self.residual(x, u / 2, u / 2)
+        self.taken.clear()
+        self.replay(recorded()[1], 1.0)
         del out
-
-    def residual(self, x: Work, before: float, after: float) -> Work:
-        work = [self.take(before), self.take(before)]
-        del work[0]
-        work += [self.take(after), self.take(before * 1.25)]
-        del work[2], work[0]
-        work.append(self.take(after))
-        work.append(self.take(after))
-        del work[1]
-        return self.take(after)
 
 
 @pytest.fixture(autouse=True)
