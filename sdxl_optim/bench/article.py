@@ -18,7 +18,8 @@ REFINER_STRENGTH = 0.3  # what the image-to-image pipeline does by itself
 class Case:
     """One row of a table: the request's settings, and what else differs from the stock row.
 
-    change: the name of something done to the whole pipeline ("model offload", …); hosts know which they can do.
+    change: the name of something done to the whole pipeline that is no setting ("fp32", …).
+    together: all prompts are encoded, then all pictures denoised, then all decoded.
     switch_at: with a refiner, as an ensemble of experts. refiner_steps: with a refiner, as image-to-image.
     """
 
@@ -26,6 +27,7 @@ class Case:
     settings: Settings = field(default_factory=Settings)
     steps: int | None = None
     change: str = ""
+    together: bool = False
     switch_at: float | None = None
     refiner_steps: int | None = None
 
@@ -43,26 +45,30 @@ def combination(text: str, name: str = "", **more) -> Case:
     return Case(name or text, overrides.apply(Settings(), overrides.read_combination(text)), **more)
 
 
+def _tf32(where: str, value: str) -> Settings:
+    return overrides.apply(Settings(), {("memory", f"{where}_tf32"): value})
+
+
 def article_cases() -> list[Case]:
     """All rows, in the article's order."""
     return [
         Case("Stock"),
         Case("FP32", change="fp32"),
-        Case("cuDNN without TF32", change="cudnn without tf32"),
-        Case("TF32", change="tf32"),
-        Case("Model CPU offload", change="model offload"),
-        Case("Sequential CPU offload", change="sequential offload"),
-        Case("Batch processing", change="staged"),
-        Case("Stable Fast", change="stable-fast"),
+        Case("cuDNN without TF32", _tf32("cudnn", "off")),
+        Case("TF32", _tf32("matmul", "on"), change="fp32"),
+        combination("model", "Model CPU offload"),
+        combination("sequential", "Sequential CPU offload"),
+        combination("staged", "Batch processing", together=True),
+        combination("stable-fast", "Stable Fast"),
         combination("deepcache 3", "DeepCache"),
-        Case("TensorRT", change="tensorrt"),
-        Case("torch.compile", change="compile"),
-        Case("OneDiff", change="onediff"),
+        combination("tensorrt", "TensorRT"),
+        combination("inductor", "torch.compile"),
+        combination("onediff", "OneDiff"),
         Case("Channels-last", change="channels-last"),
         combination("freeu", "FreeU"),
         Case("VAE FP16 fix", change="vae fp16 fix"),
         Case("VAE slicing", change="vae slicing"),
-        Case("VAE tiling", change="vae tiling"),
+        combination("tiling", "VAE tiling"),
         combination("tiny", "Tiny VAE"),
         *(Case(f"{steps} steps", steps=steps) for steps in (30, 25, 20, 15)),
         combination("cutoff 0.75", "CFG off at 75 %"),
@@ -77,7 +83,7 @@ def article_cases() -> list[Case]:
             for steps in (50, 40, 30, 20)
             for more in (20, 10)
         ),
-        combination("tiny+cutoff 0.75", "OneDiff + Tiny VAE + CFG off at 75 % + 30 steps", steps=30, change="onediff"),
+        combination("onediff+tiny+cutoff 0.75", "OneDiff + Tiny VAE + CFG off at 75 % + 30 steps", steps=30),
         combination("tiny+cutoff 0.75", "Tiny VAE + CFG off at 75 % + 30 steps", steps=30),
         combination("tiny+cutoff 0.75+deepcache 3", "Tiny VAE + CFG off at 75 % + DeepCache + 30 steps", steps=30),
     ]

@@ -35,6 +35,9 @@ class Host(Protocol):
     def make(self, case: Case, prompt: Prompt) -> tuple[Image.Image, Row, str]:
         """A picture, what was measured, and its infotext. Raises Stopped."""
 
+    def make_together(self, case: Case, prompts: Sequence[Prompt]) -> list[tuple[Image.Image, Row, str]]:
+        """The same of all prompts, for cases that are `together`. A row's seconds are its picture's share."""
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -80,7 +83,11 @@ class Runner:
         self.results.replace([r for r in self.results.rows() if r.seconds is not None or r.case not in asked])
         self._references = {row.group: row for row in reversed(self.results.rows()) if row.stock}
         missing = self._missing()
-        self._total = sum(len(tasks) + self.warm_up for case, tasks in missing.items() if not self.host.why_not(case))
+        self._total = sum(
+            len(tasks) + self.warm_up * len(self._to_warm_up(case))
+            for case, tasks in missing.items()
+            if not self.host.why_not(case)
+        )
         self._done, self._report_progress = 0, on_progress
         try:
             for case, tasks in missing.items():
@@ -125,12 +132,18 @@ class Runner:
         with self.host.opened(case):
             first = None
             for _ in range(self.warm_up):
-                first = first or self._make(case, self.prompts[0], "warm-up")[1].seconds
-            for prompt, run in tasks:
-                picture, row, infotext = self._make(case, prompt, f"{prompt.name}, run {run}")
-                own = {"case": case.name, "group": prompt.name, "prompt": prompt.name, "run": run, "stock": case.stock}
-                first = first or row.seconds
-                self._keep(dataclasses.replace(row, **own, first_seconds=first), picture, infotext)
+                first = first or self._make(case, self._to_warm_up(case), "warm-up")[0][1].seconds
+            for prompts, run in _at_once(case, tasks):
+                what = prompts[0].name if len(prompts) == 1 else f"{len(prompts)} prompts"
+                made = self._make(case, prompts, f"{what}, run {run}")
+                first = first or made[0][1].seconds
+                for prompt, (picture, row, infotext) in zip(prompts, made, strict=True):
+                    own = {"case": case.name, "group": prompt.name, "prompt": prompt.name, "run": run}
+                    row = dataclasses.replace(row, **own, stock=case.stock, first_seconds=first)
+                    self._keep(row, picture, infotext)
+
+    def _to_warm_up(self, case: Case) -> Sequence[Prompt]:
+        return self.prompts if case.together else self.prompts[:1]
 
     def _keep(self, row: Row, picture: Image.Image, infotext: str) -> None:
         reference = self._references.get(row.group)
@@ -141,7 +154,7 @@ class Runner:
         if row.stock:
             self._references.setdefault(row.group, row)
 
-    def _make(self, case: Case, prompt: Prompt, what: str) -> tuple[Image.Image, Row, str]:
+    def _make(self, case: Case, prompts: Sequence[Prompt], what: str) -> list[tuple[Image.Image, Row, str]]:
         if self._stop:
             raise Stopped
         left = None
@@ -149,8 +162,16 @@ class Runner:
             left = sum(self._seconds) / len(self._seconds) * (self._total - self._done)
         self._report_progress(Progress(self._done, self._total, f"{case.name}: {what}", left))
         began = time.perf_counter()
-        made = self.host.make(case, prompt)
-        self._seconds.append(time.perf_counter() - began)
-        self._done += 1
+        made = self.host.make_together(case, prompts) if case.together else [self.host.make(case, prompts[0])]
+        self._seconds += [(time.perf_counter() - began) / len(made)] * len(made)
+        self._done += len(made)
         self._report_progress(Progress(self._done, self._total, f"{case.name}: {what}", left))
         return made
+
+
+def _at_once(case: Case, tasks: Sequence[tuple[Prompt, int]]) -> list[tuple[list[Prompt], int]]:
+    """What is made in one go: a picture, or a run's pictures."""
+    if not case.together:
+        return [([prompt], run) for prompt, run in tasks]
+    runs = dict.fromkeys(run for _, run in tasks)
+    return [([prompt for prompt, of in tasks if of == run], run) for run in runs]

@@ -18,7 +18,7 @@ from sdxl_optim.bench.runner import Progress, Runner, Stopped
 from sdxl_optim.errors import SettingsError
 
 PROMPTS = [Prompt("p", "a fox", 1), Prompt("q", "a bird", 2)]
-CASES = [Case("Stock"), combination("freeu"), Case("OneDiff", change="onediff"), combination("cutoff 0.5")]
+CASES = [Case("Stock"), combination("freeu"), combination("onediff", "OneDiff"), combination("cutoff 0.5")]
 
 
 class Painter:
@@ -30,7 +30,7 @@ class Painter:
         self.stop_at, self.fail_at = stop_at, fail_at
 
     def why_not(self, case):
-        return "the package onediff is not installed" if case.change else ""
+        return "the package onediff is not installed" if case.settings.backend.name == "onediff" else ""
 
     @contextlib.contextmanager
     def opened(self, case):
@@ -50,6 +50,13 @@ class Painter:
         pixels = np.random.default_rng(prompt.seed).integers(0, 200, (32, 32, 3), dtype=np.uint8)
         pixels += np.uint8(0 if case.stock else 9)
         return Image.fromarray(pixels), Row(seconds=float(len(self.made)), seed=prompt.seed), "Steps: 1"
+
+
+class Stages(Painter):
+    """Makes all pictures of a run together."""
+
+    def make_together(self, case, prompts):
+        return [super(Stages, self).make(case, prompt) for prompt in prompts]
 
 
 @pytest.fixture
@@ -149,6 +156,18 @@ def test_rows_without_their_pictures_go_on_elsewhere(results):
     assert runner.left() == 1
 
 
+def test_pictures_made_together(results):
+    case, host, seen = combination("staged", "Batch processing", together=True), Stages(), []
+    runner = Runner(host, results, [Case("Stock"), case], PROMPTS, runs=2, warm_up=1)
+    runner.run(lambda progress: seen.append(progress) or (runner.stop() if progress.done == 9 else None))
+    together = [name for name, _ in host.made].count(case.name)
+    assert (together, seen[-1].done, seen[-1].total) == (4, 9, 11)  # the warm-up's and the first run's
+    Runner(host, results, [Case("Stock"), case], PROMPTS, runs=2).run()
+    assert [(r.prompt, r.run) for r in results.rows() if r.case == case.name] == [
+        (p, run) for run in (1, 2) for p in "pq"
+    ]
+
+
 def test_two_cases_of_one_name_are_refused(results):
     with pytest.raises(ValueError, match="used twice"):
         Runner(Painter(), results, [Case("a"), Case("a", steps=3)], PROMPTS).run()
@@ -161,6 +180,9 @@ def test_the_articles_rows():
     assert cases["DeepCache"].settings.deepcache.cache_interval == 3
     assert cases["CFG off at 50 %"].settings.cfg_cutoff.stop == 0.5
     assert cases["Tiny VAE"].settings.vae.decoder == "tiny"
+    assert cases["torch.compile"].settings.backend.name == "inductor"
+    assert cases["TF32"].settings.memory.matmul_tf32 == "on"
+    assert [c.name for c in cases.values() if c.together] == ["Batch processing"]
     assert sum(case.refines for case in cases.values()) == 16
     assert cases["Refiner, 40 steps, from 0.9"] == Case("Refiner, 40 steps, from 0.9", steps=40, switch_at=0.9)
 

@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from sdxl_optim.bench.article import Case, article_cases
 from sdxl_optim.bench.cases import Prompt
 from sdxl_optim.bench.results import Results
 from sdxl_optim.bench.runner import Runner
-from sdxl_optim.host.diffusers import demo, tiny
+from sdxl_optim.host.diffusers import demo, memory, tiny
 from sdxl_optim.host.diffusers.bench import DiffusersHost
 from sdxl_optim.host.diffusers.changes import CHANGES
 from sdxl_optim.host.diffusers.generate import Models, Request
@@ -41,7 +42,8 @@ def stock(host):
 
 def test_the_articles_rows_run_or_say_why(host, tmp_path):
     cases = {case.name: case for case in article_cases()}
-    chosen = [c for name, c in cases.items() if not name.startswith("Refiner") or "20 steps" in name]
+    left_out = ("Refiner, 30", "Refiner, 40", "Refiner, 50", "torch.compile")  # which would take long
+    chosen = [c for name, c in cases.items() if not name.startswith(left_out)]
     results = Results.create(tmp_path, "bench")
     Runner(host, results, chosen, [PROMPT]).run()
     rows = {row.case: row for row in results.rows()}
@@ -49,9 +51,13 @@ def test_the_articles_rows_run_or_say_why(host, tmp_path):
     why = {name: row.notes for name, row in rows.items() if row.seconds is None}
     assert all(note.startswith("not run: ") for note in why.values())
     if not torch.cuda.is_available():
-        assert {"FP32", "TF32", "Model CPU offload", "torch.compile", "TensorRT", "Batch processing"} <= set(why)
+        assert {"FP32", "TF32", "Model CPU offload", "Sequential CPU offload", "TensorRT"} <= set(why)
+        assert why["Stable Fast"] == "not run: stable-fast: needs a CUDA device of NVIDIA's"
+        assert why["OneDiff + Tiny VAE + CFG off at 75 % + 30 steps"] == "not run: onediff: needs a CUDA device"
+        assert why["Model CPU offload"] == "not run: there is no GPU here whose memory it could save"
     ran = {name: row for name, row in rows.items() if row.seconds}
     assert {"Stock", "DeepCache", "FreeU", "Tiny VAE", "Channels-last", "VAE tiling", "15 steps"} <= set(ran)
+    assert ran["Batch processing"].mad == 0
     assert all(row.seconds > row.sampling_seconds > 0 for row in ran.values())
     assert (ran["CFG off at 50 %"].rows, ran["CFG off at 50 %"].stock_rows) == (6, 8)
     assert (ran["DeepCache"].full, ran["DeepCache"].cached) == (2, 2)
@@ -73,6 +79,53 @@ def test_a_change_is_undone(host, name):
     assert (models.base.unet, models.base.vae) == (unet, vae)
     assert flags == (vae.use_slicing, vae.use_tiling, unet.conv_in.weight.stride())
     assert np.array_equal(stock(host), before)
+
+
+def test_pictures_made_together_are_those_made_one_by_one(host):
+    case = next(c for c in article_cases() if c.name == "Batch processing")
+    prompts = [PROMPT, Prompt("bee", "a bee", 8)]
+    with host.opened(case):
+        made = host.make_together(case, prompts)
+    assert len(made) == 2
+    for prompt, (picture, row, _) in zip(prompts, made, strict=True):
+        assert np.array_equal(picture, host.make(Case("Stock"), prompt)[0])
+        assert (row.seed, row.calls, row.rows) == (prompt.seed, 4, 8)
+        assert row.notes.startswith("a picture's share of 2 made together")
+    assert made[0][1].seconds == made[1][1].seconds > made[0][1].sampling_seconds > 0
+
+
+def test_weights_are_placed_once_a_case(host, monkeypatch):
+    placed = []
+
+    @contextmanager
+    def offloaded(pipes, method):
+        placed.append(method)
+        yield
+        placed.append("undone")
+
+    monkeypatch.setattr(memory, "why_no_offload", lambda device: None)
+    monkeypatch.setattr(memory, "offloaded", offloaded)
+    case = next(c for c in article_cases() if c.name == "Sequential CPU offload")
+    assert host.why_not(case) == ""
+    with host.opened(case):
+        rows = [host.make(case, PROMPT)[1] for _ in range(2)]
+        assert placed == ["enable_sequential_cpu_offload"]
+    assert placed[1:] == ["undone"]
+    assert [row.notes for row in rows] == ["", ""]
+    host.make(case, PROMPT)
+    assert len(placed) == 4
+
+
+def test_a_refiner_that_has_no_part_waits_in_main_memory(host, monkeypatch):
+    moved = []
+    for name in ("base", "refiner"):
+        pipe = getattr(host.models, name)
+        monkeypatch.setattr(pipe, "to", lambda device, name=name: moved.append((name, str(device))))
+    monkeypatch.setattr(host, "device", torch.device("cuda"))
+    for case in (Case("Stock"), Case("r", switch_at=0.8)):
+        with host.opened(case):
+            pass
+    assert moved == [("refiner", "cpu"), ("base", "cuda"), ("refiner", "cuda"), ("base", "cuda")]
 
 
 def test_without_a_refiner_its_rows_say_so(host):

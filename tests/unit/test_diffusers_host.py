@@ -13,11 +13,12 @@ pytest.importorskip("DeepCache")
 
 from DeepCache import DeepCacheSDHelper
 from diffusers import AutoencoderTiny
+from graphs import Tape
 
 from sdxl_optim import schedule
 from sdxl_optim.errors import SettingsError
+from sdxl_optim.host.diffusers import backend, tiny
 from sdxl_optim.host.diffusers import models as loading
-from sdxl_optim.host.diffusers import tiny
 from sdxl_optim.host.diffusers.freeu import freeu_attached
 from sdxl_optim.host.diffusers.generate import Models, Request, generate
 from sdxl_optim.host.diffusers.samplers import SAMPLERS
@@ -460,3 +461,18 @@ def test_an_exception_leaves_the_stock_pipeline(base, settings):
     assert hooks_of(base.unet) == 0
     assert base.vae is vae
     assert np.array_equal(plain(base), stock)
+
+
+def test_a_backend_runs_the_calls(base, monkeypatch):
+    """By the tests' own, which replays operations as a CUDA graph does."""
+    settings = from_dict({**CUTOFF, **FREEU, "backend": {"name": "cudagraph"}})
+    eager = generate(Models(base), REQUEST, from_dict({**CUTOFF, **FREEU}))
+    monkeypatch.setattr(backend, "_executions", {})
+    monkeypatch.setattr(backend.backends, "create", lambda name: Tape())
+    monkeypatch.setattr(backend.backends, "why_not", lambda name, environment: None)
+    for prepared in (2, 0):  # with the uncond rows and without; the second picture finds both
+        result = generate(Models(base), REQUEST, settings)
+        (run,) = result.report.passes[0]
+        assert (run.execution.prepared, run.execution.replays, run.as_predicted) == (prepared, 20, True)
+        assert np.abs(np.asarray(result.images[0], int) - np.asarray(eager.images[0], int)).max() <= 1
+    assert "forward" not in vars(base.unet)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 
@@ -14,9 +14,13 @@ from sdxl_optim.bench.article import REFINER_STRENGTH, Case
 from sdxl_optim.bench.cases import Prompt
 from sdxl_optim.bench.measure import PeakMemory
 from sdxl_optim.bench.results import Row
+from sdxl_optim.host.diffusers import backend, memory
 from sdxl_optim.host.diffusers.changes import CHANGES
 from sdxl_optim.host.diffusers.generate import Models, Request, Result, generate
+from sdxl_optim.host.diffusers.many import generate_many
+from sdxl_optim.report import JobReport, PassReport
 from sdxl_optim.schedule import Counts
+from sdxl_optim.settings import Memory
 
 
 class DiffusersHost:
@@ -25,6 +29,7 @@ class DiffusersHost:
     def __init__(self, models: Models, template: Request, name: str):
         self.models, self.template, self.name = models, template, name
         self.device = models.base.device
+        self._placed = Memory()
         models.base.set_progress_bar_config(disable=True)
         if models.refiner is not None:
             models.refiner.set_progress_bar_config(disable=True)
@@ -34,21 +39,57 @@ class DiffusersHost:
             return "there is no refiner"
         if case.settings.vae.decoder == "tiny" and self.models.tiny_vae is None:
             return "the tiny VAE is not at hand"
+        no_backend = backend.why_not(case.settings)
+        if no_backend:
+            return f"{case.settings.backend.name}: {no_backend}"
+        no_memory = memory.why_not(case.settings.memory, self.device)
+        if no_memory and not case.together:  # which goes by stages on every device
+            return no_memory
         return CHANGES[case.change].why_not(self.models)
 
     @contextmanager
     def opened(self, case: Case) -> Iterator[None]:
-        with CHANGES[case.change].done(self._models(case)):
-            yield
+        """Weights are brought where the case wants them once, not once a picture."""
+        wanted = case.settings.memory
+        if memory.why_not(wanted, self.device):
+            wanted = Memory()
+        models = self._models(case)
+        self._place_refiner(case.refines)
+        with CHANGES[case.change].done(models), memory.memory_as_asked(models, wanted, JobReport()):
+            self._placed = wanted
+            try:
+                yield
+            finally:
+                self._placed = Memory()
 
     def make(self, case: Case, prompt: Prompt) -> tuple[Image.Image, Row, str]:
         request = self._request(case, prompt)
-        with PeakMemory(self.device) as memory:
+        with PeakMemory(self.device) as peak:
             result = generate(self._models(case), request, case.settings)
-        return result.images[0], self._row(request, result, memory), ""
+        passes = [p for ps in result.report.passes.values() for p in ps]
+        return result.images[0], self._row(request, result, passes, peak), ""
+
+    def make_together(self, case: Case, prompts: Sequence[Prompt]) -> list[tuple[Image.Image, Row, str]]:
+        requests = [self._request(case, prompt) for prompt in prompts]
+        with PeakMemory(self.device) as peak:
+            result = generate_many(self._models(case), requests, case.settings)
+        made = []
+        for k, request in enumerate(requests):
+            row = self._row(request, result, result.report.passes[k], peak, share=len(requests))
+            made.append((result.images[k * request.batch], row, ""))
+        return made
 
     def _models(self, case: Case) -> Models:
-        return self.models if case.refines else dataclasses.replace(self.models, refiner=None)
+        refiner = self.models.refiner if case.refines else None
+        return dataclasses.replace(self.models, refiner=refiner, placed=self._placed)
+
+    def _place_refiner(self, needed: bool) -> None:
+        """A refiner that the case has no part for waits in main memory, where it does not count in the peak."""
+        refiner = self.models.refiner
+        if refiner is None or self.device.type == "cpu":
+            return
+        refiner.to(self.device if needed else "cpu")
+        self.models.base.to(self.device)  # with the parts that both share
 
     def _request(self, case: Case, prompt: Prompt) -> Request:
         changes = {"prompt": prompt.text, "seed": prompt.seed, "steps": case.steps or self.template.steps}
@@ -58,10 +99,15 @@ class DiffusersHost:
             changes |= {"refiner_strength": REFINER_STRENGTH, "refiner_steps": case.refiner_steps}
         return dataclasses.replace(self.template, **changes)
 
-    def _row(self, request: Request, result: Result, memory: PeakMemory) -> Row:
+    def _row(
+        self, request: Request, result: Result, passes: Sequence[PassReport], peak: PeakMemory, share: int = 1
+    ) -> Row:
+        """share: of how many requests the result's seconds are."""
         report, on_cuda = result.report, self.device.type == "cuda"
-        counts = sum((p.counts for passes in report.passes.values() for p in passes), Counts())
-        sampling = result.seconds.get("sampling")
+        counts = sum((p.counts for p in passes), Counts())
+        seconds = {stage: s / share for stage, s in result.seconds.items()}
+        sampling = seconds.get("sampling")
+        notes = [f"a picture's share of {share} made together"] * (share > 1) + [*map(str, report.all_notes())]
         return Row(
             host=f"diffusers {version('diffusers')}",
             device=torch.cuda.get_device_name(self.device) if on_cuda else self.device.type.upper(),
@@ -74,11 +120,11 @@ class DiffusersHost:
             cfg=request.cfg,
             seed=request.seed,
             batch=request.batch,
-            seconds=report.seconds,
+            seconds=report.seconds / share,
             sampling_seconds=sampling,
-            decode_seconds=result.seconds.get("decode"),
+            decode_seconds=seconds.get("decode"),
             its=counts.calls / sampling if sampling else None,
-            allocated_bytes=memory.bytes if on_cuda else None,
+            allocated_bytes=peak.bytes if on_cuda else None,
             reserved_bytes=torch.cuda.max_memory_reserved(self.device) if on_cuda else None,
             calls=counts.calls,
             full=counts.full,
@@ -86,5 +132,5 @@ class DiffusersHost:
             rows=counts.rows,
             stock_rows=counts.stock_rows,
             decoder=report.decoder or "",
-            notes="; ".join(map(str, report.all_notes())),
+            notes="; ".join(notes),
         )

@@ -21,7 +21,7 @@ from sdxl_optim.host.diffusers.vae import vae_as_asked
 from sdxl_optim.plan import Facts, Note, Plan, make_plan
 from sdxl_optim.report import JobReport
 from sdxl_optim.schedule import Call, Loop, Rows
-from sdxl_optim.settings import Settings
+from sdxl_optim.settings import Memory, Settings
 
 DEEPCACHE_LAYERS = 3  # the deepcache package numbers this many branches to a down block
 
@@ -51,7 +51,8 @@ class Request:
 @dataclass
 class Models:
     """The pipelines, and what of the request could not be loaded. prompts: what they draw, if not everything.
-    calibration: the base's, or why there is none, as `calibration.find` says.
+    calibration: the base's, or why there is none, as `calibration.find` says. placed: the settings that the weights lie
+    by already, from one request to the next.
     """
 
     base: StableDiffusionXLPipeline
@@ -60,6 +61,7 @@ class Models:
     notes: tuple[Note, ...] = ()
     prompts: tuple[Prompt, ...] = ()
     calibration: tuple[Calibration | None, str | None] = (None, "this model has no calibration")
+    placed: Memory = Memory()
 
 
 @dataclass
@@ -75,7 +77,7 @@ def generate(
     models: Models, request: Request, settings: Settings, on_call: Callable[[], object] = lambda: None
 ) -> Result:
     """Make the request's pictures. Raises SettingsError for what these models can't do."""
-    job, watch = JobReport(notes=list(models.notes)), Stopwatch(models.base.device)
+    job, watch = JobReport(notes=list(models.notes)), Stopwatch(models.base._execution_device)
     base, refiner = models.base, models.refiner
     runs = [
         DiffusersRun(plan, name, watch, on_call)

@@ -31,7 +31,7 @@ def generate_many(
     """The pictures of all requests in their order, the same as one by one. Raises SettingsError with a refiner."""
     if models.refiner is not None:
         raise SettingsError("--prompts", "with --refiner", "one prompt with a refiner, or many without")
-    pipe, job, watch = models.base, JobReport(notes=list(models.notes)), Stopwatch(models.base.device)
+    pipe, job, watch = models.base, JobReport(notes=list(models.notes)), Stopwatch(models.base._execution_device)
     with contextlib.ExitStack() as stack:
         stack.enter_context(decoder_as_asked(pipe, models.tiny_vae, settings, job))
         stack.enter_context(vae_as_asked(models, _safe(pipe, settings.vae), job))

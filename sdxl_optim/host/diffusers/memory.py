@@ -29,6 +29,9 @@ METHODS = {
 @contextmanager
 def memory_as_asked(models: Models, memory: Memory, job: JobReport) -> Iterator[None]:
     """While entered, the pipelines' weights lie as the settings ask. Afterwards all of it is undone."""
+    if memory == models.placed:
+        yield
+        return
     pipes = [pipe for pipe in (models.base, models.refiner) if pipe is not None]
     with ExitStack() as stack:
         stack.enter_context(tf32(memory.cudnn_tf32, memory.matmul_tf32))
@@ -46,6 +49,17 @@ def memory_as_asked(models: Models, memory: Memory, job: JobReport) -> Iterator[
                 stack.enter_context(offloaded(pipes, METHODS[memory.offload]))
                 job.memory.append(f"{memory.offload} offload")
         yield
+
+
+def why_not(memory: Memory, device: torch.device) -> str | None:
+    """Why some of these settings can't be had on the device, or None."""
+    if memory.offload != "host" and (reason := why_no_offload(device)):
+        return reason
+    if memory.weights == "fp8" and (reason := fp8.why_not()):
+        return reason
+    if {memory.cudnn_tf32, memory.matmul_tf32} != {"host"} and device.type != "cuda":
+        return "TF32 is a format of NVIDIA's cards, and there is none here"
+    return None
 
 
 def why_no_offload(device: torch.device) -> str | None:

@@ -58,7 +58,8 @@ class DiffusersRun:
                 self._deepcache.enable()
                 stack.callback(self._close_deepcache)
             stack.callback(pipe.unet.register_forward_pre_hook(self._before_unet).remove)
-            if execution := execution_of(self.plan.backend):
+            execution = execution_of(self.plan.backend)
+            if execution is not None:
                 stack.enter_context(execution.attached(pipe.unet, self))
             yield
             self._count_freeu()

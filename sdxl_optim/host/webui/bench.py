@@ -12,7 +12,6 @@ from PIL import Image
 from modules import errors, scripts, shared
 from modules.call_queue import queue_lock
 from modules.processing import StableDiffusionProcessingTxt2Img, process_images
-from sdxl_optim import overrides
 from sdxl_optim import settings as declared
 from sdxl_optim.bench.article import Case
 from sdxl_optim.bench.cases import Prompt
@@ -22,26 +21,12 @@ from sdxl_optim.host.webui.adapter import backend
 from sdxl_optim.host.webui.measure import Measurement
 from sdxl_optim.host.webui.ui import TITLE
 from sdxl_optim.host.webui.vae import why_no_tiny_decoder
-from sdxl_optim.settings import Path, Settings
 
 JOB = "sdxl_optim_bench"
 
-# What the article does to a pipeline, as settings of a request; …
-AS_SETTINGS: dict[str, dict[Path, object]] = {
-    "cudnn without tf32": {("memory", "cudnn_tf32"): "off"},
-    "model offload": {("memory", "offload"): "model"},
-    "sequential offload": {("memory", "offload"): "sequential"},
-    "vae tiling": {("vae", "tiling"): True},
-    "compile": {("backend", "name"): "inductor"},
-    "onediff": {("backend", "name"): "onediff"},
-    "stable-fast": {("backend", "name"): "stable-fast"},
-    "tensorrt": {("backend", "name"): "tensorrt"},
-}
-# … and why the WebUI can't do the rest between two pictures.
+# Why the WebUI can't do between two pictures what the article does to a whole pipeline.
 WHY_NOT = {
     "fp32": "the WebUI's precision is chosen when it is started (--no-half)",
-    "tf32": "the WebUI has TF32 on from the start",
-    "staged": "the WebUI makes each picture to its end before the next",
     "channels-last": "chosen when the WebUI is started (--opt-channelslast)",
     "vae fp16 fix": "choose that VAE in the WebUI, and run another benchmark",
     "vae slicing": "the WebUI decodes picture by picture always",
@@ -68,17 +53,18 @@ class WebUIHost:
         self.template = template
 
     def why_not(self, case: Case) -> str:
-        if case.change and case.change not in AS_SETTINGS:
-            return WHY_NOT.get(case.change, "this version does not run it")
+        if case.change:
+            return WHY_NOT[case.change]
+        if case.together:
+            return "the WebUI makes each picture to its end before the next"
         if case.refiner_steps is not None:
             return "the WebUI's refiner works as an ensemble of experts alone"
         if case.switch_at is not None and not self.template.refiner:
             return "no refiner checkpoint was chosen"
-        settings = _settings(case)
-        no_backend = backend.why_not(settings)
+        no_backend = backend.why_not(case.settings)
         if no_backend:
-            return f"{settings.backend.name}: {no_backend}"
-        return (settings.vae.decoder == "tiny" and why_no_tiny_decoder()) or ""
+            return f"{case.settings.backend.name}: {no_backend}"
+        return (case.settings.vae.decoder == "tiny" and why_no_tiny_decoder()) or ""
 
     def opened(self, case: Case) -> AbstractContextManager:
         return nullcontext()
@@ -121,17 +107,13 @@ class WebUIHost:
         return p
 
 
-def _settings(case: Case) -> Settings:
-    return overrides.apply(case.settings, AS_SETTINGS[case.change]) if case.change else case.settings
-
-
 def _script_args(case: Case) -> tuple:
     """All scripts as they are when the page is opened, but ours."""
     runner = scripts.scripts_txt2img
     args = [getattr(component, "value", None) for component in runner.inputs]
     args[0] = 0  # no selectable script
     ours = next(script for script in runner.alwayson_scripts if script.title() == TITLE)
-    args[ours.args_from] = declared.to_dict(_settings(case))
+    args[ours.args_from] = declared.to_dict(case.settings)
     return tuple(args)
 
 
