@@ -89,10 +89,9 @@ class Part:
         self._held: list[Piece | None] = []
         self._next: dict[Piece, Piece] = {}
         self._last: Piece | None = None
-        self._hooks = []
+        self._hooks: dict[Piece, list] = {}
         for piece in self.pieces:
-            self._hooks.append(piece.module.register_forward_pre_hook(self._before(piece), prepend=True))
-            self._hooks.append(piece.module.register_forward_hook(self._after(piece)))
+            self._watch(piece)
         self.shape = [id(m) for m in module.modules()]
 
     @property
@@ -158,8 +157,7 @@ class Part:
         """Go home."""
         self._drop_slots()
         self._drop_all(lambda group: True)
-        for piece in self.pieces:
-            piece.go_home()
+        self._send_home(self.pieces)
         self.streamed = set()
 
     def settle(self) -> None:
@@ -175,17 +173,17 @@ class Part:
         return self.shape != [id(m) for m in self.module.modules()]
 
     def close(self, device: torch.device) -> None:
-        for hook in self._hooks:
-            hook.remove()
         if any(tensor.is_meta for tensor in self.module.parameters()):  # its host has thrown it away
             self._wait(self.pieces)
             self.groups, self._slots, self._held = [], [], []
-            return
-        self.leave()
+        else:
+            self.leave()
+            for piece in self.pieces:
+                piece.release(device)
+            for tensor in self.loose:
+                tensor.data = tensor.data.to(device)
         for piece in self.pieces:
-            piece.release(device)
-        for tensor in self.loose:
-            tensor.data = tensor.data.to(device)
+            self._unwatch(piece)
 
     # --- what stays
 
@@ -198,9 +196,11 @@ class Part:
         surplus = self.bytes_streamed - amount
         if surplus == 0 or (amount and 0 <= surplus <= max(2 * step, SLOTS * self.largest)):
             return
-        sizes = [p.nbytes for p in self.pieces]
-        chosen = spread(sizes, -(-amount // step) * step) if amount else set()
-        streamed = {self.pieces[i] for i in chosen}
+        amount = -(-amount // step) * step
+        large = [p for p in self.pieces if p.nbytes >= self.largest // 4]  # a fetch costs time of its own, too
+        candidates = large if sum(p.nbytes for p in large) >= amount else self.pieces
+        chosen = spread([p.nbytes for p in candidates], amount) if amount else set()
+        streamed = {candidates[i] for i in chosen}
         if streamed == self.streamed:
             return
         self._drop_slots()
@@ -258,6 +258,7 @@ class Part:
         for piece in pieces:
             piece.go_home()
             piece.forget_views()
+            self._watch(piece)
 
     def _wait(self, pieces: Iterable[Piece]) -> None:
         """What they are being copied to may be freed: work asked for from here on comes afterwards."""
@@ -265,6 +266,17 @@ class Part:
             self.lane.wait(self._events.pop(piece, None))
 
     # --- the hooks
+
+    def _watch(self, piece: Piece) -> None:
+        if piece not in self._hooks:
+            module = piece.module
+            before = module.register_forward_pre_hook(self._before(piece), prepend=True)
+            self._hooks[piece] = [before, module.register_forward_hook(self._after(piece))]
+
+    def _unwatch(self, piece: Piece) -> None:
+        """It stays where it is: no need to ask at each of its calls."""
+        for hook in self._hooks.pop(piece, ()):
+            hook.remove()
 
     def _before(self, piece: Piece):
         begins = self._whole or piece is self.pieces[0]
@@ -278,6 +290,8 @@ class Part:
                 self._have(piece)
             self.lane.wait(self._events.pop(piece, None))
             piece.arrive()
+            if not begins and piece not in self.streamed:
+                self._unwatch(piece)
 
         return before
 

@@ -325,6 +325,29 @@ def test_a_piece_keeps_strides_and_shares_nothing():
     assert conv.weight.stride() == stride
 
 
+def test_what_stays_is_asked_for_no_more(expected):
+    """Hooks cost time at each call: those of pieces that stay are gone once they have arrived, until they leave."""
+    parts = make_parts()
+    mover = opened(parts, "staged")
+    every = hooks_on(parts)
+    work(parts)
+    assert hooks_on(parts) <= every - 2 * (len(mover.parts[UNET].pieces) - 1)
+    mover.leave()
+    assert hooks_on(parts) == every
+    assert all(torch.equal(a, b) for a, b in zip(work(parts), expected, strict=True))
+    mover.close()
+    assert hooks_on(parts) == 0
+
+
+def test_few_large_pieces_pass_through_rather_than_many():
+    mover = opened(make_parts(), "staged")
+    unet = mover.parts[UNET]
+    unet.enter(unet.nbytes * 9 // 10)
+    assert unet.bytes_streamed >= unet.nbytes // 10
+    assert all(piece.nbytes >= unet.largest // 4 for piece in unet.streamed)
+    mover.close()
+
+
 def test_spread():
     assert spread([10] * 10, 0) == set()
     assert spread([10] * 10, 100) == set(range(10))
