@@ -8,7 +8,7 @@ import weakref
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 MB = 1 << 20
 _numbers = itertools.count()
@@ -116,7 +116,7 @@ class Recorder(TorchDispatchMode):
         if "convolution" in str(function):
             number = next(self._numbers)
             self.events += [(number, int(self._workspace * (args[0].nbytes + out.nbytes))), (number, 0)]
-        for tensor in tree_leaves(out):
+        for tensor in tree_flatten(out)[0]:
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
                 if storage.nbytes() > MB and storage._cdata not in self._known:
