@@ -174,6 +174,7 @@ def test_the_command_runs_keeps_and_compares(tmp_path, capsys, monkeypatch):
     assert "| cutoff 0.5 |" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(torch.__version__ < "2.2", reason="this torch computes nothing in half precision on a CPU")
 def test_rows_by_name_in_parts_on_random_weights(tmp_path, capsys, monkeypatch):
     script = Path(__file__).parents[1] / "gpu" / "random_sdxl.py"
     written = subprocess.run([sys.executable, script, "--out", tmp_path, "--refiner", "--tiny-vae", "--tiny"])
