@@ -25,7 +25,7 @@ function sdxlOptimGreyOut() {
             gradioApp().querySelectorAll(`#${id} input[type=radio], #${id}-visible-checkbox`).forEach(function(input) {
                 const pieces = reasons[input.value] || reasons['*'];
                 if (!pieces) return;
-                if (input.type === 'checkbox') { // a click by hand, even one without effect: opening no longer ticks it
+                if (input.type === 'checkbox') { // after a click, even one without effect, opening does not tick it
                     input.addEventListener('click', event => event.preventDefault(), {once: true});
                     input.click();
                 }

@@ -31,7 +31,7 @@ class Preset:
 
 
 _CUTOFF = {"enabled": True, "stop": 0.75}
-_TINY = {"vae": {"decoder": "tiny"}, "backend": {"name": "cudagraph"}}
+_TINY_AND_GRAPHS = {"vae": {"decoder": "tiny"}, "backend": {"name": "cudagraph"}}
 
 
 def _tiles(size: int) -> dict[str, Any]:
@@ -42,19 +42,19 @@ BUILT_IN = (
     Preset(
         "fastest",
         "As fast as it gets: two of three steps reuse the last one's deep features. Details change.",
-        {"cfg_cutoff": _CUTOFF, "deepcache": {"enabled": True, "cache_interval": 3}, **_TINY},
+        {"cfg_cutoff": _CUTOFF, "deepcache": {"enabled": True, "cache_interval": 3}, **_TINY_AND_GRAPHS},
         steps=30,
     ),
     Preset(
         "fast",
         "Half of the steps reuse the last one's deep features. Details change a little.",
-        {"cfg_cutoff": _CUTOFF, "deepcache": {"enabled": True, "cache_interval": 2}, **_TINY},
+        {"cfg_cutoff": _CUTOFF, "deepcache": {"enabled": True, "cache_interval": 2}, **_TINY_AND_GRAPHS},
         steps=30,
     ),
     Preset(
         "balanced",
         "Every step in full, guidance off for the last quarter, the tiny VAE: faster at almost no loss.",
-        {"cfg_cutoff": _CUTOFF, **_TINY},
+        {"cfg_cutoff": _CUTOFF, **_TINY_AND_GRAPHS},
         steps=30,
     ),
     Preset(
@@ -66,13 +66,13 @@ BUILT_IN = (
     ),
     Preset(
         "vram-8gb",
-        "For a card of 8 GB: parts wait in main memory when the card is full, the VAE decodes in tiles.",
+        "For a card of 8 GB: parts wait in main memory when the card is full, large pictures are decoded in tiles.",
         {"cfg_cutoff": _CUTOFF, "memory": {"offload": "staged", "budget": 6.9}, "vae": _tiles(1024)},
         steps=30,
     ),
     Preset(
         "vram-6gb",
-        "For a card of 6 GB: the parts take turns on the card, the VAE decodes in tiles.",
+        "For a card of 6 GB: the parts take turns on the card, large pictures are decoded in tiles.",
         {"cfg_cutoff": _CUTOFF, "memory": {"offload": "staged", "budget": 5.6}, "vae": _tiles(1024)},
         steps=30,
     ),

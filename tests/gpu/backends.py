@@ -9,7 +9,6 @@ out and named. "stock" is the call under autocast as the WebUI makes it, "eager"
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
 import json
 import random
@@ -20,121 +19,22 @@ import traceback
 from pathlib import Path
 
 import torch
-from torch import nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-import ldm_unet
+from calls import CUDA, DEVICE, HALF, Model, bare, run_calls, same_call, wait
 from graphs import Tape
 from host_loop import plan_for
 from kernels import kinds_of
+from torch import nn
 
-from sdxl_optim.backends.body import bare_half
 from sdxl_optim.backends.cudagraph import CudaGraph
 from sdxl_optim.backends.execution import Execution
 from sdxl_optim.backends.inductor import Inductor
 from sdxl_optim.run import Run
 from sdxl_optim.schedule import Loop, Rows
 
-CUDA = torch.cuda.is_available()
-DEVICE, HALF = ("cuda", torch.float16) if CUDA else ("cpu", torch.bfloat16)
 TFLOP = 13.5  # of a call with two rows at 1024×1024
 DEEPCACHE = {"deepcache": {"enabled": True, "cache_interval": 10}}
 FASTEST = {"cfg_cutoff": {"enabled": True, "stop": 0.75}}
 FASTEST_CACHED = {**FASTEST, "deepcache": {"enabled": True, "cache_interval": 3}}
-
-
-class GroupNorm32(nn.GroupNorm):
-    """As in ldm and sgm: computes in fp32, which needs autocast to bring the weights there (on CUDA alone it does)."""
-
-    def forward(self, x):
-        return super().forward(x.float()).type(x.dtype) if x.is_cuda else super().forward(x)
-
-
-def sdpa(self, x, context=None):
-    context = x if context is None else context
-    q, k, v = (
-        t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        for t in (self.to_q(x), self.to_k(context), self.to_v(context))
-    )
-    out = nn.functional.scaled_dot_product_attention(q, k, v)
-    return self.to_out(out.transpose(1, 2).flatten(2))
-
-
-ldm_unet.CrossAttention.forward = sdpa
-
-
-class Model:
-    """The UNet and inputs for it."""
-
-    def __init__(self, tiny: bool):
-        config = ldm_unet.SDXL.tiny() if tiny else ldm_unet.SDXL
-        self.size = 8 if tiny else 128
-        with torch.device("meta"):
-            unet = ldm_unet.UNetModel(config)
-        self.unet = unet.to(HALF).to_empty(device=DEVICE).eval().requires_grad_(False)
-        torch.manual_seed(0)
-        for p in self.unet.parameters():
-            if p.dim() > 1:
-                p.normal_(0, 0.3 / p[0].numel() ** 0.5)  # small residual branches: fp16 never overflows
-            else:
-                p.fill_(0)
-        for m in self.unet.modules():
-            if isinstance(m, (nn.GroupNorm, nn.LayerNorm)):
-                m.weight.fill_(1)
-        self.upcasting(True)
-        # sgm casts the timestep embedding to the UNet's type
-        time_embed = type("TimeEmbed", (nn.Sequential,), {"forward": _cast_and_run})
-        self.unet.time_embed.__class__ = time_embed
-        torch.cuda.synchronize() if CUDA else None
-
-    def upcasting(self, on: bool) -> None:
-        for block in self.unet.modules():
-            if isinstance(block, nn.Sequential):
-                for m in block:
-                    if isinstance(m, nn.GroupNorm):
-                        m.__class__ = GroupNorm32 if on else nn.GroupNorm
-
-    def inputs(self, rows: int, call: int = 0, size: tuple[int, int] | None = None) -> tuple:
-        config, (h, w) = self.unet.config, size or (self.size, self.size)
-        generator = torch.Generator(DEVICE).manual_seed(call)
-
-        def randn(*shape):
-            return torch.randn(*shape, generator=generator, device=DEVICE).to(HALF)
-
-        t = torch.full((rows,), 999.0 - call % 999, device=DEVICE, dtype=HALF)
-        return randn(rows, 4, h, w), t, randn(rows, 77, config.context), randn(rows, config.y_channels)
-
-
-def _cast_and_run(self, x):
-    return nn.Sequential.forward(self, x.to(self[0].weight.dtype))
-
-
-def autocast():
-    return torch.autocast(DEVICE, dtype=HALF)
-
-
-def wait() -> None:
-    if CUDA:
-        torch.cuda.synchronize()
-
-
-def run_calls(model, settings: dict, execution, calls: list[int], size=None, watch=None, rows_total=2) -> Run:
-    """One pass whose k-th call has calls[k] rows; `watch(k, function)` makes the call."""
-    loop = Loop.of_steps([1] * len(calls))
-    half = rows_total // 2
-    plan = plan_for(settings, loop, Rows(half, half, half), model.unet)
-    given = [model.inputs(rows, k, size) for k, rows in enumerate(calls)]
-    with torch.no_grad(), autocast(), Run(plan, execution=execution) as run:
-        run.attach(model.unet)
-        for rows, inputs, k in zip(calls, given, range(len(calls)), strict=True):
-            run.begin_call(rows, rows_total, half)
-            if watch:
-                watch(k, lambda inputs=inputs: model.unet(*inputs))
-            else:
-                model.unet(*inputs)
-    return run
 
 
 def ms_of_calls(model, settings: dict, execution, rows: int, cached: bool, groups: int = 5) -> dict:
@@ -192,31 +92,6 @@ def section_eager(model, _) -> dict:
     with bare(model):
         eager = speed(model, groups=3)
     return {"bare fp16": eager, "stock (autocast)": speed(model, groups=2)}
-
-
-@contextlib.contextmanager
-def bare(model):
-    """Calls in half precision without autocast and without norms that upcast."""
-    global autocast
-    before, autocast = autocast, lambda: torch.autocast(DEVICE, enabled=False)
-    model.upcasting(False)
-    try:
-        yield
-    finally:
-        autocast = before
-        model.upcasting(True)
-
-
-@contextlib.contextmanager
-def same_call(model):
-    """Eager calls of what a backend prepares."""
-    global autocast
-    before, autocast = autocast, contextlib.nullcontext
-    try:
-        with bare_half(model.unet):
-            yield
-    finally:
-        autocast = before
 
 
 def section_cudagraph(model, state) -> dict:
@@ -387,7 +262,7 @@ def euler(model, execution, settings: dict, steps: int = 30) -> float:
     _, _, text, vector = model.inputs(2)
     wait()
     started = time.perf_counter()
-    with torch.no_grad(), autocast(), Run(plan, execution=execution) as run:
+    with torch.no_grad(), model.casting(), Run(plan, execution=execution) as run:
         run.attach(model.unet)
         x = torch.randn(1, 4, model.size, model.size, device=DEVICE) * sigmas[0]
         for i in range(steps):
