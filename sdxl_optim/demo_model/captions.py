@@ -1,8 +1,8 @@
 """Captions of the demo model's pictures, and what a caption claims.
 
 `caption` words a scene in one of several orders; `parse` reads any such caption back into the things it names, which is
-what the caption check looks for. A share of the attributes in training captions is wrong on purpose, as on the web:
-that is what makes guidance worth something.
+what the caption check looks for. A share of the shapes and places in training captions is wrong on purpose, as on the
+web: that is what makes guidance worth something.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .data import (
     sample_scene,
 )
 
-WRONG = 0.04  # of the colours, shapes and places told
+WRONG = 0.04  # of the shapes and places told
 PLURALS = {shape: "crosses" if shape == "cross" else shape + "s" for shape in SHAPES}
 PLACES = {
     "top left": ("in the top left corner", "at the top left"),
@@ -67,7 +67,7 @@ class Caption:
 
 
 def caption(scene: Scene, rng: random.Random, wrong: float = 0.0, full: bool = False) -> Caption:
-    """Words for a scene; `wrong`: share of colours, shapes and places told falsely, `full`: no place left out."""
+    """Words for a scene; `wrong`: share of shapes and places told falsely, `full`: no place left out."""
     scene = _mistold(scene, rng, wrong) if wrong else scene
     background = scene.background if full or rng.random() < 0.7 else None
     words = f"{background} {'gradient ' if scene.gradient else ''}background" if background else ""
@@ -89,18 +89,16 @@ def caption(scene: Scene, rng: random.Random, wrong: float = 0.0, full: bool = F
 
 
 def _mistold(scene: Scene, rng: random.Random, wrong: float) -> Scene:
-    """The scene with some attributes replaced, never by a combination that is withheld from training."""
+    """The scene with some shapes and places replaced, never by a combination that is withheld from training."""
     if scene.counted:
         first = scene.things[0]
         shape = pick(rng, SHAPES) if rng.random() < wrong else first.shape
-        colour = pick(rng, COLOURS) if rng.random() < wrong else first.colour
-        told = tuple(replace(t, shape=shape, colour=colour) for t in scene.things)
+        told = tuple(replace(t, shape=shape) for t in scene.things)
     else:
         told = tuple(
             replace(
                 t,
                 shape=pick(rng, SHAPES) if rng.random() < wrong else t.shape,
-                colour=pick(rng, COLOURS) if rng.random() < wrong else t.colour,
                 cell=int(rng.random() * 9) if rng.random() < wrong else t.cell,
             )
             for t in scene.things

@@ -57,7 +57,7 @@ def latents_of(pipe, prompts: list[str], guidance_scale: float, batch: int) -> t
 
 @torch.no_grad()
 def decoded(vae, latents: torch.Tensor) -> torch.Tensor:
-    """Pictures [N, 3, 256, 256], 0 to 1, on the CPU; latents of unit variance."""
+    """Pictures [N, 3, 256, 256], 0 to 1, on the CPU; latents as the UNet sees them."""
     parts = [vae.decode(part / vae.config.scaling_factor).sample for part in latents.split(8)]
     return (torch.cat(parts).float().cpu() / 2 + 0.5).clamp(0, 1)
 

@@ -14,7 +14,10 @@ from torch import nn
 
 from . import tokenizer
 
-SCALING_FACTOR = 0.13025  # SDXL's; the VAE's latents are scaled so that this very factor gives unit variance
+SCALING_FACTOR = 0.13025  # SDXL's; the VAE's latents are scaled so that this very factor gives LATENT_DEVIATION
+# Of the latents that the UNet sees. Nearly all of a scene is a muted background and its things lie some five deviations
+# off: at one deviation, their colours would show through SDXL's last timestep's noise, and never be read in the prompt.
+LATENT_DEVIATION = 0.25
 UNET = {
     "sample_size": 32,
     "in_channels": 4,
@@ -147,6 +150,12 @@ class TextEncoders(nn.Module):
         """ids [B, 77] -> context [B, 77, 320], pooled [B, 256]."""
         hidden, (hidden_2, pooled) = self.one(ids)[0], self.two(ids)
         return torch.cat([hidden, hidden_2], -1), pooled
+
+
+def latent_noise(latents: torch.Tensor, most: float) -> torch.Tensor:
+    """Noise for latents [B, 4, H, W], of another strength for each: up to `most` of their deviation, mostly less."""
+    strength = most * LATENT_DEVIATION * torch.rand(len(latents), 1, 1, 1, device=latents.device) ** 2
+    return strength * torch.randn_like(latents)
 
 
 def unet():

@@ -137,7 +137,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--state", default="demo-state", help="folder of unfinished and finished stages")
     out.add_argument("--out", default="demo-weights", help="folder for the finished float16 weights")
     out.add_argument("--stage", nargs="+", choices=list(TRAIN), help="train these alone, in this process")
-    out.add_argument("--within", type=float, default=1000, help="seconds for the whole training")
+    out.add_argument("--within", type=float, default=1060, help="seconds for the whole training")
     out.add_argument("--stop-after", type=float, default=inf, help="seconds; the same command goes on later")
     out.add_argument("--device", default="cuda" if cuda else "cpu")
     out.add_argument("--workers", type=int, default=6 if cuda else 0, help="processes that make scenes, for each stage")

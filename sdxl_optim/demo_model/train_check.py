@@ -72,7 +72,7 @@ def classifier_pictures(chunk: dict[str, torch.Tensor], vae, run: Run) -> tuple[
     half = len(images) // 2
     with run.autocast():
         latents = encode(vae, images[:half])
-        latents += 0.25 * torch.rand(half, 1, 1, 1, device=run.device) ** 2 * torch.randn_like(latents)
+        latents += networks.latent_noise(latents, 0.25)
         copies = decode(vae, latents)
     images = torch.cat([copies, images[half:]]) / 2 + 0.5
     return (images.clamp(0, 1) * 255).round().byte(), labels

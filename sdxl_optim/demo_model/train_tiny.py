@@ -32,7 +32,8 @@ def train_tiny(run: Run, stage: Stage) -> None:
         with torch.autocast(run.device.type, enabled=False):
             likeness = ssim(out.float() / 2 + 0.5, target / 2 + 0.5).mean()
         error = picture_loss(out, target) + 0.5 * (1 - likeness)
-        return error + 0.1 * F.mse_loss(model.encoder(images).float(), mean), 1 - likeness
+        deviation = networks.LATENT_DEVIATION
+        return error + 0.1 * F.mse_loss(model.encoder(images).float() / deviation, mean / deviation), 1 - likeness
 
     images, mean, clean, drawn, targets = _store(run, vae)
 
@@ -62,7 +63,7 @@ def _store(run: Run, vae) -> tuple[torch.Tensor, ...]:
             context, pooled = text(chunk["ids"][:, 0].long())
             latents = draw(run, unet, context.float(), pooled.float(), steps=2 if run.toy else 24)
             middle = encode(vae, picture)
-            noisy = middle + 0.2 * torch.rand(part, 1, 1, 1, device=run.device) ** 2 * torch.randn_like(middle)
+            noisy = middle + networks.latent_noise(middle, 0.2)
             for kept, some in zip(targets, (noisy, latents), strict=True):
                 kept.append(decode(vae, some).clamp(-1, 1).half())
         images.append(picture.half())

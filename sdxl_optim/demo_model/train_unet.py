@@ -19,8 +19,8 @@ from .trainer import Run, Stage, Trainer, compiled, finish, lean, log
 POOL = {"unet": 65536, "refiner": 16384}  # latents at hand
 REFRESH = 32  # steps between two chunks of new ones
 REFINER_TIMESTEPS = 400  # the refiner learns the timesteps below this
-NOISY = 0.3  # half of the timesteps are drawn from all, half from the noisier ones behind this share of them
-SNR = (0.02, 5.0)  # where the loss counts as much as the picture's own error times this
+NOISY = 0.5  # half of the timesteps are drawn from all, half from the noisier ones behind this share of them
+SNR = (0.02, 5.0)  # of latents to noise: where the loss counts as much as the picture's own error times this
 TELL = 0.01  # of the loss: what the middle of the UNet tells of the picture
 TOLD = 0.6  # the share of the stage over which that fades
 
@@ -35,10 +35,19 @@ class LatentPool:
     """Latents with their captions' embeddings, micro-conditioning and labels, refreshed while they are used."""
 
     def __init__(self, run: Run, seed: int, size: int):
+        """Makes the scenes at once, and waits for the networks that `fill` takes."""
         self.run, self.size, self.at = run, size, 0
+        self.chunks = scenes(seed, run.chunk, run.workers)
+        # copies, for each chunk from a worker holds open files
+        self.first = [{k: v.clone() for k, v in next(self.chunks).items()} for _ in range(size // run.chunk)]
+        run.await_stage("text")
+        run.await_stage("vae")
+
+    def fill(self) -> None:
+        """Encode the first scenes and their captions."""
+        run, size = self.run, self.size
         self.vae = lean(run.network("vae", networks.vae()).to(memory_format=run.layout), run)
         self.text = run.network("text", networks.TextEncoders())
-        self.chunks = scenes(seed, run.chunk, run.workers)
         half = torch.bfloat16 if run.cuda else torch.float32
         context = networks.UNET["cross_attention_dim"]
         self.latents = torch.empty(size, 4, 32, 32, dtype=torch.float16, device=run.device)
@@ -48,8 +57,8 @@ class LatentPool:
         self.cells = torch.empty(size, 9, len(check.GROUPS), dtype=torch.int64, device=run.device)
         self.waiting: list[dict[str, torch.Tensor]] = []
         began = time.monotonic()
-        for _ in range(size // run.chunk):
-            self._put(run.to_device(next(self.chunks)))
+        while self.first:
+            self._put(run.to_device(self.first.pop()))
         variance = [f"{v:.2f}" for v in self.latents[: 8 * run.chunk].float().var((0, 2, 3)).tolist()]
         log.info("pool of %d in %.1f s; latents' variance %s", size, time.monotonic() - began, ", ".join(variance))
 
@@ -111,7 +120,7 @@ def diffusion_batches(run: Run, pool: LatentPool, size: int, timesteps: int, ref
             noise = torch.randn_like(latents)
             alpha = kept[t, None, None, None]
             noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
-            snr = kept[t] / (1 - kept[t])
+            snr = networks.LATENT_DEVIATION**2 * kept[t] / (1 - kept[t])
             if refiner:
                 context, micro = context[..., networks.TEXT.width :].contiguous(), aesthetic(micro)
         yield noisy, t, context, pooled, micro, noise, snr.clamp(*SNR) / snr, cells
@@ -165,11 +174,10 @@ def train_diffusion(run: Run, stage: Stage, name: str, unet: nn.Module, timestep
         error = (weights * F.mse_loss(out.float(), noise, reduction="none").mean((1, 2, 3))).mean()
         return error + TELL * (1 - trainer.along / TOLD).clamp(min=0) * cell_loss(logits, cells), error
 
-    run.await_stage("text")
-    run.await_stage("vae")
+    pool = LatentPool(run, run.seed + 10, 2 * run.chunk if run.toy else POOL[name])
     if run.is_over():
         return
-    pool = LatentPool(run, run.seed + 10, 2 * run.chunk if run.toy else POOL[name])
+    pool.fill()
     trainer = Trainer(name, model, loss, stage, run, prefix="unet.")
     trainer.resume(run.state)
     if name == "unet" and run.deadline < float("inf"):
@@ -202,7 +210,7 @@ def train_refiner(run: Run, stage: Stage) -> None:
 
 @torch.no_grad()
 def draw(run: Run, unet, context, pooled, steps: int = 24, guidance_scale: float = 5.0) -> torch.Tensor:
-    """Latents of unit variance [B, 4, 32, 32] by DDIM on leading timesteps, guided away from no prompt at all."""
+    """Latents as the UNet sees them [B, 4, 32, 32] by DDIM on leading timesteps, guided away from no prompt at all."""
     size, kept = len(context), alphas(run.device)
     rows = torch.cat([torch.zeros_like(context), context])
     numbers = torch.tensor([[256.0, 256, 0, 0, 256, 256]] * 2 * size, device=run.device)

@@ -33,7 +33,7 @@ def dense_pictures(run: Run, seed: int, batch: int) -> Iterator[torch.Tensor]:
 
 
 def train_vae(run: Run, stage: Stage) -> None:
-    """The 8x VAE; afterwards its latents are whitened, so that SDXL's scaling factor gives unit variance.
+    """The 8x VAE; afterwards its latents are scaled, so that SDXL's factor gives them LATENT_DEVIATION.
 
     It learns from whole pictures: its normalisations look at the whole picture, and on windows they see another one.
     """
@@ -58,7 +58,7 @@ def train_vae(run: Run, stage: Stage) -> None:
     def change(tensors):
         model.load_state_dict(tensors)
         chunk = run.to_device(next(scenes(run.seed + 3, 4 if run.toy else 512, 0)))
-        return whitened(model, data.render(chunk["rows"]) * 2 - 1)
+        return scaled(model, data.render(chunk["rows"]) * 2 - 1)
 
     trainer = Trainer("vae", model, loss, stage, run)
     trainer.resume(run.state)
@@ -68,11 +68,11 @@ def train_vae(run: Run, stage: Stage) -> None:
 
 
 @torch.no_grad()
-def whitened(model, sample: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The VAE's state with each latent channel shifted and scaled to mean 0 and deviation 1 / SCALING_FACTOR."""
+def scaled(model, sample: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The VAE's state with each latent channel shifted and scaled to mean 0, LATENT_DEVIATION / SCALING_FACTOR."""
     latents = torch.cat([model.quant_conv(model.encoder(part)).chunk(2, 1)[0] for part in sample.split(32)])
     mean = latents.mean((0, 2, 3)).cpu()
-    scale = (1 / networks.SCALING_FACTOR / latents.std((0, 2, 3))).cpu()
+    scale = (networks.LATENT_DEVIATION / networks.SCALING_FACTOR / latents.std((0, 2, 3))).cpu()
     state = {k: v.detach().float().cpu().clone() for k, v in model.state_dict().items()}
     weight, bias = state["quant_conv.weight"], state["quant_conv.bias"]
     weight[:4] *= scale[:, None, None, None]
@@ -86,7 +86,7 @@ def whitened(model, sample: torch.Tensor) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def encode(vae, images: torch.Tensor, part: int = 64) -> torch.Tensor:
-    """Pictures in -1..1 -> sampled latents of unit variance [B, 4, 32, 32]."""
+    """Pictures in -1..1 -> sampled latents as the UNet sees them [B, 4, 32, 32]."""
     out = []
     for piece in images.split(part):
         mean, logvar = vae.quant_conv(vae.encoder(piece)).float().chunk(2, 1)
@@ -96,6 +96,6 @@ def encode(vae, images: torch.Tensor, part: int = 64) -> torch.Tensor:
 
 @torch.no_grad()
 def decode(vae, latents: torch.Tensor, part: int = 64) -> torch.Tensor:
-    """Latents of unit variance -> pictures in -1..1, float32."""
+    """Latents as the UNet sees them -> pictures in -1..1, float32."""
     pieces = (latents / networks.SCALING_FACTOR).split(part)
     return torch.cat([vae.decoder(vae.post_quant_conv(piece)).float() for piece in pieces])
