@@ -1,10 +1,10 @@
-"""SD 1.5 and SDXL at their full size with random fp16 weights (2 and 7 GB on disk): Forge and reForge know a model by
-its layers' shapes and would take no tiny one.
+"""SD 1.5 and SDXL at their full size with random fp16 weights (2 and 7 GB each on disk): Forge and reForge know a model
+by its layers' shapes and would take no tiny one.
 
 Run by the interpreter of AUTOMATIC1111's WebUI, whose classes tell the layouts:
 `python checkpoints.py WEBUI_DIR MODELS_DIR NAME…`. What is there already is kept.
 
-    Stable-diffusion/  full-sd15, full-sdxl
+    Stable-diffusion/  full-sd15, full-sdxl, and full-sd15-b, which has other weights
     VAE-taesd/         tiny decoders for both
 """
 
@@ -16,7 +16,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 TESTS = Path(__file__).resolve().parents[1] / "webui"
-YAML = {"full-sd15": "configs/v1-inference.yaml", "full-sdxl": "configs/sd_xl_inpaint.yaml"}
+SD15, SDXL = "configs/v1-inference.yaml", "configs/sd_xl_inpaint.yaml"
+MODELS = {"full-sd15": (SD15, 30), "full-sd15-b": (SD15, 31), "full-sdxl": (SDXL, 30)}  # layout and seed
 PARTS = ("network_config", "unet_config", "first_stage_config", "cond_stage_config", "conditioner_config")
 PREFIXES = ("model.diffusion_model.", "model.diffusion_model.", "first_stage_model.", "cond_stage_model.",
             "conditioner.")  # fmt: skip
@@ -40,7 +41,7 @@ def shapes_of(name: str, webui: Path) -> dict:
         encoders.CLIPTokenizer = SimpleNamespace(from_pretrained=lambda *args: None)
     create = open_clip.create_model_and_transforms
     open_clip.create_model_and_transforms = lambda arch, **kwargs: create(arch, **{**kwargs, "device": "meta"})
-    params = OmegaConf.load(webui / YAML[name]).model.params
+    params = OmegaConf.load(webui / MODELS[name][0]).model.params
     params.first_stage_config.params.ddconfig.attn_type = "vanilla"
     if "network_config" in params:
         params.network_config.params.in_channels = 4  # the inpainting model's has 9, and is else the same
@@ -71,11 +72,11 @@ def random_tensor(key: str, shape: tuple):
     return torch.randn(shape) * deviation
 
 
-def write(path: Path, shapes: dict) -> None:
+def write(path: Path, shapes: dict, seed: int) -> None:
     """As safetensors, one tensor at a time."""
     import torch
 
-    torch.manual_seed(30)
+    torch.manual_seed(seed)
     header, end = {}, 0
     for key, shape in shapes.items():
         begin, end = end, end + 2 * math.prod(shape)
@@ -102,7 +103,7 @@ def main(webui: Path, models: Path, *names: str) -> None:
             tiny.import_host(webui)
             tiny.write_small_vaes(models)
         for name in wanted:
-            write(models / "Stable-diffusion" / f"{name}.safetensors", shapes_of(name, webui))
+            write(models / "Stable-diffusion" / f"{name}.safetensors", shapes_of(name, webui), MODELS[name][1])
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ FLAGS = (
     "--skip-prepare-environment", "--skip-torch-cuda-test", "--skip-version-check", "--no-download-sd-model",
     "--no-hashing", "--api", "--always-cpu",
 )  # fmt: skip
-SETTINGS = {"sd_model_checkpoint": "full-sd15.safetensors"}
 CARRIED = ("scripts", "sdxl_optim", "javascript", "localizations", "style.css", "install.py")  # as a release has it
 
 
@@ -51,15 +50,16 @@ class Forge(server.WebUI):
 
     usual_flags = FLAGS
 
-    def __init__(self, host: str, checkpoint: str = "full-sd15", extensions=(server.EXTENSION, PROBE), flags=()):
-        self.host, self._folder, self._checkpoint = host, folder_of(host), checkpoint
+    def __init__(self, host: str, *checkpoints: str, extensions=(server.EXTENSION, PROBE), flags=()):
+        """checkpoints: what is there to be loaded; the first is chosen."""
+        self.host, self._folder, self._checkpoints = host, folder_of(host), checkpoints
         # Outside its own folder Forge serves no scripts of the page but from where it is told to.
         served = [part for path in (self._folder, server.EXTENSION) for part in ("--gradio-allowed-path", path)]
-        settings = {**SETTINGS, "sd_model_checkpoint": f"{checkpoint}.safetensors"}
+        settings = {"sd_model_checkpoint": f"{checkpoints[0]}.safetensors"}
         super().__init__(extensions, [*served, *flags], settings)
 
     def make_models(self) -> Path:
-        return make_checkpoints(self._checkpoint)
+        return make_checkpoints(*self._checkpoints)
 
     def folder(self) -> Path:
         return self._folder

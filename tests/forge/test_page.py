@@ -1,8 +1,5 @@
 """The page of Forge (gradio 4) and reForge (gradio 3): the accordion at work, from a first look to an undone run."""
 
-import contextlib
-import tempfile
-
 import numpy as np
 import pytest
 
@@ -22,35 +19,6 @@ EVERYTHING = {
 }
 GREYED = [("memory_offload", "model"), ("memory_weights", "fp8"), ("vae_precision", "bf16"),
           ("backend_name", "cudagraph"), ("backend_name", "inductor"), ("backend_attention", "sdpa")]  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def playwright():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if browser.chromium() is None:
-        pytest.skip("no chromium on the path, and CHROMIUM is not set")
-    with sync_api.sync_playwright() as playwright:
-        yield playwright
-
-
-@pytest.fixture
-def page(forge, playwright):
-    """`browser.opened` waits for a quiet network, which Forge's page never has."""
-    forge.client.txt2img(steps=1, width=64, height=64)  # Forge loads the model, which the plan needs, not before
-    with tempfile.TemporaryDirectory() as profile:
-        context = playwright.chromium.launch_persistent_context(
-            profile, executable_path=browser.chromium(), args=browser.FLAGS, viewport={"width": 1280, "height": 1000}
-        )
-        with contextlib.closing(context):
-            page = context.pages[0]
-            page.set_default_timeout(browser.WAIT_MS)
-            page.errors = []
-            page.on("pageerror", lambda error: page.errors.append(str(error)))
-            page.goto(f"{forge.url}/?__theme=light")
-            page.wait_for_selector("#txt2img_generate", state="visible")
-            page.wait_for_function("document.querySelector('.sdxl-optim-help[data-done]') !== null")
-            page.wait_for_timeout(2000)
-            yield page
 
 
 def generated(tab: Tab) -> tuple[np.ndarray, str]:

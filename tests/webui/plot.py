@@ -17,6 +17,11 @@ from .client import Client, Picture, pixels
 TITLE = "X/Y/Z plot"
 PREFIX = "[SDXL Optim] "
 NOTHING = ("Nothing", "")
+# The script's other arguments by their labels, of which reForge has more: what is not False.
+OTHERS = {
+    "Draw legend": True, "Include Sub Images": True, "Use text inputs instead of dropdowns": True,
+    "Grid margins (px)": 0, "Items per grid (0 = default), for sequential grid generation.": 0,
+}  # fmt: skip
 
 
 @dataclass
@@ -31,9 +36,9 @@ class Plot:
 
 def plot(client: Client, x: tuple[str, str], y=NOTHING, z=NOTHING, script: dict | None = None, **request) -> Plot:
     """x, y, z: an axis' name and its values as text."""
+    names = [argument["label"] for argument in _arguments(client)]
     axes = [axis for name, values in (x, y, z) for axis in (index_of(client, name), values, [])]
-    # legend, cells, sub grids, keep -1 for seeds, vary seeds for x, y, z, margin, text inputs
-    args = [*axes, True, True, False, False, False, False, False, 0, True]
+    args = [*axes, *(OTHERS.get(name, False) for name in names[len(axes) :])]
     body = {**request, "script_name": TITLE, "script_args": args, "save_images": False}
     if script is not None:
         body["alwayson_scripts"] = {"sdxl optim": {"args": [script]}}
@@ -47,9 +52,12 @@ def plot(client: Client, x: tuple[str, str], y=NOTHING, z=NOTHING, script: dict 
 
 
 def index_of(client: Client, name: str) -> int:
+    return _arguments(client)[0]["choices"].index(name)
+
+
+def _arguments(client: Client) -> list[dict]:
     info = client.get("/sdapi/v1/script-info")
-    script = next(s for s in info if s["name"] == TITLE.lower() and not s["is_img2img"])
-    return script["args"][0]["choices"].index(name)
+    return next(s for s in info if s["name"] == TITLE.lower() and not s["is_img2img"])["args"]
 
 
 def values(axis: tuple[str, str]) -> list[str]:

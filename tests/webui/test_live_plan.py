@@ -121,6 +121,19 @@ def test_refusals_are_told_as_in_the_report(client):
     assert told["notes"] == ["CFG cutoff refused: prompts joined by AND need the unconditional rows"]
 
 
+def test_the_same_while_the_last_runs_refiner_is_loaded(client):
+    """The host puts the chosen checkpoint back when the next run begins."""
+    request = {**SMALLER, "refiner_checkpoint": "tiny-sdxl-refiner.safetensors", "refiner_switch_at": 0.5}
+    settings = {"deepcache": {"enabled": True, "cache_interval": 12}}
+    before = plan(client, request, settings)
+    client.watch()
+    client.txt2img(settings, **request)
+    counts = seen(client.get("/probe/calls"))[0]
+    assert counts.full == 2
+    assert {name: before["passes"]["base"][name] for name in vars(counts)} == vars(counts)
+    assert plan(client, request, settings) == before
+
+
 def test_wrong_input_is_one_sentence(client):
     for request, settings, words in [
         ({}, {"deepcache": {"cache_interval": 99}}, "deepcache.cache_interval"),

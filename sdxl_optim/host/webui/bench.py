@@ -17,7 +17,7 @@ from sdxl_optim.bench.article import Case
 from sdxl_optim.bench.cases import Prompt
 from sdxl_optim.bench.results import Results, Row
 from sdxl_optim.bench.runner import Progress, Runner, Stopped
-from sdxl_optim.host.webui.adapter import backend
+from sdxl_optim.host.webui.adapter import backend, memory, sampling
 from sdxl_optim.host.webui.measure import Measurement
 from sdxl_optim.host.webui.ui import TITLE
 from sdxl_optim.host.webui.vae import why_no_tiny_decoder
@@ -64,7 +64,11 @@ class WebUIHost:
         no_backend = backend.why_not(case.settings)
         if no_backend:
             return f"{case.settings.backend.name}: {no_backend}"
-        return (case.settings.vae.decoder == "tiny" and why_no_tiny_decoder()) or ""
+        for path, value, reason in memory.unavailable():
+            if declared.get(case.settings, path) == value:
+                return reason
+        known = sampling.loaded_model() is not None  # which tells the decoder's name; Forge loads it for a picture
+        return (known and case.settings.vae.decoder == "tiny" and why_no_tiny_decoder()) or ""
 
     def opened(self, case: Case) -> AbstractContextManager:
         return nullcontext()

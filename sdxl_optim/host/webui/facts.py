@@ -17,6 +17,8 @@ from sdxl_optim.schedule import Call, Loop
 from sdxl_optim.settings import Settings
 from sdxl_optim.work import cached_share
 
+FIRST = "sdxl_optim_first"  # the attribute of a foreseen request: the checkpoint that it will begin with
+
 
 @dataclass(frozen=True)
 class UNetFacts:
@@ -63,7 +65,7 @@ def to_refiner(p, calls: tuple[Call, ...], done: Callable[[int, float], float]) 
     """Mark the calls that the refiner will answer, by the host's own rule. done: how far the host counts itself to be
     before a call, by its number and noise level."""
     info, at = p.refiner_checkpoint_info, p.refiner_switch_at
-    if info is None or at is None or shared.sd_model.sd_checkpoint_info == info:
+    if info is None or at is None or vars(p).get(FIRST, shared.sd_model.sd_checkpoint_info) == info:
         return calls
     if getattr(p, "enable_hr", False) and opts.hires_fix_refiner_pass == (
         "first pass" if p.is_hr_pass else "second pass"

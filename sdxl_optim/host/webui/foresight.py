@@ -19,6 +19,7 @@ from modules.processing import (
     StableDiffusionProcessingTxt2Img,
 )
 from sdxl_optim.host.webui import adapter
+from sdxl_optim.host.webui.facts import FIRST
 from sdxl_optim.host.webui.passes import pass_name
 from sdxl_optim.host.webui.rehearsal import with_globals
 from sdxl_optim.plan import Plan, make_plan
@@ -55,6 +56,8 @@ def _processing(request: dict[str, Any], img2img: bool) -> StableDiffusionProces
     p.fill_fields_from_opts()
     if p.refiner_checkpoint not in (None, "", "None", "none"):
         p.refiner_checkpoint_info = sd_models.get_closet_checkpoint_match(p.refiner_checkpoint)
+        if p.refiner_checkpoint_info == shared.sd_model.sd_checkpoint_info:  # loaded yet, until the next run begins
+            setattr(p, FIRST, sd_models.select_checkpoint())
     if getattr(p, "enable_hr", False):
         p.hr_scheduler = p.hr_scheduler or p.scheduler
         p.calculate_target_resolution()

@@ -3,6 +3,8 @@ written."""
 
 from __future__ import annotations
 
+import math
+import re
 from copy import copy
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from sdxl_optim.settings import Settings
 
 REFERENCE = "sdxl_optim_reference"  # the attribute of a request for a stock picture
 NOTHING = "Nothing"
+CELL = re.compile(r"(\d+) out of (\d+)")  # how the host numbers a cell in state.job
 
 _current: Grid | None = None
 
@@ -47,8 +50,8 @@ class Grid:
     def _about(self) -> dict[str, list[str]]:
         return {a.axis.label: [str(v) for v in a.values] for a in self.axes if a.axis.label != NOTHING}
 
-    def begin_cell(self, p, settings: Settings) -> None:
-        values = self._values()
+    def begin_cell(self, p, settings: Settings, values: dict[str, str]) -> None:
+        """values: the cell's, by axis."""
         if self._first_seed is None:
             self._first_seed = p.seed
         others = [f"{name}: {value}" for name, value in values.items() if not name.startswith(PREFIX)]
@@ -59,15 +62,6 @@ class Grid:
         self._pristine.setdefault(group, _pristine(p))
         facts = {"case": case, "axes": values, "group": group, "stock": stock}
         Measurement(p, self._keep, **facts)
-
-    def _values(self) -> dict[str, str]:
-        """The cell's value of each axis. The host numbers its cells in state.job: x fastest, then y, then z."""
-        index, values = int(state.job.split()[0]) - 1, {}
-        for axis in self.axes:
-            index, k = divmod(index, len(axis.values))
-            if axis.axis.label != NOTHING:
-                values[axis.axis.label] = str(axis.values[k])
-        return values
 
     def _keep(self, row: Row, processed) -> None:
         if processed.images:
@@ -135,11 +129,26 @@ def begin_cell(p, settings: Settings) -> None:
     if not any(a.axis.label.startswith(PREFIX) for a in axes):
         return
     try:
+        values = _values(axes)
         if _current is None or _current.axes[0] is not axes[0]:
             _current = Grid(axes)
-        _current.begin_cell(p, settings)
-    except (OSError, ValueError, IndexError) as error:  # the cell itself goes on
+        _current.begin_cell(p, settings, values)
+    except (OSError, ValueError) as error:  # the cell itself goes on
         log.warning("this cell is not measured (%s: %s)", type(error).__name__, error)
+
+
+def _values(axes: tuple) -> dict[str, str]:
+    """The cell's value of each axis. The host numbers the cells x fastest, then y, then z. Raises ValueError where it
+    does not: reForge can make a plot in parts, and its cells without a plot."""
+    found = CELL.fullmatch(state.job or "")
+    if found is None or int(found[2]) != math.prod(len(axis.values) for axis in axes):
+        raise ValueError("the host does not tell which cell of the plot this is")
+    index, values = int(found[1]) - 1, {}
+    for axis in axes:
+        index, k = divmod(index, len(axis.values))
+        if axis.axis.label != NOTHING:
+            values[axis.axis.label] = str(axis.values[k])
+    return values
 
 
 def _is_cell(p) -> bool:

@@ -46,6 +46,7 @@ class Probe:
         self.calls.append({
             "rows": args[0].shape[0], "marks": marks, "pass": len(self.passes) - 1, "blocks": Counter(),
             "height": args[0].shape[2], "control": kwargs.get("control") is not None,
+            "model": shared.sd_model.sd_checkpoint_info.name_for_extra,
         })  # fmt: skip
 
     def in_block(self, name):
