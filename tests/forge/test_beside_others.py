@@ -8,7 +8,7 @@ from webui.live import ALL, CUTOFF, DEEPCACHE, FREEU, notes
 from .seen import Seen, agrees, watched
 
 SMALL = {"width": 64, "height": 64, "steps": 6}
-LARGER = {"width": 128, "height": 128, "steps": 6}  # a single point in the middle block is too few for the host's FreeU
+LARGER = {"width": 128, "height": 128, "steps": 6}  # the hosts' own can do nothing with one point in the middle block
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_between_the_blocks(client):
 def test_in_the_guidance(client):
     """Self-attention guidance works with the unconditional prediction, and calls the UNet once more a step."""
     guided = built_in(client, "SelfAttentionGuidance Integrated")
-    picture, passes, _ = watched(client, {**DEEPCACHE, **CUTOFF}, **SMALL, alwayson_scripts=guided)
+    picture, passes, _ = watched(client, {**DEEPCACHE, **CUTOFF}, **LARGER, alwayson_scripts=guided)
     assert "CFG cutoff refused: another extension works on the guidance" in notes(picture)
     assert "6 calls, 12 of 12 rows, 2 full and 4 cached" in picture.infotext
     assert "not as planned" not in picture.infotext
@@ -69,7 +69,7 @@ def test_every_sampler_has_a_plan(client):
             assert answer["passes"]["base"]["cached"] > 0, sampler
             assert ("CFG++" in sampler["name"]) == ("(CFG++) works with the unconditional prediction" in told), sampler
     assert "DPM adaptive" in unforeseen
-    assert len(unforeseen) < 12, unforeseen
+    assert len(unforeseen) <= 12, unforeseen  # of reForge's 76: the adaptive, and those that shrink the picture
 
 
 def test_parameters_sent_by_the_api(forge, client, stock):

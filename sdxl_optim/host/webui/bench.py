@@ -18,6 +18,7 @@ from sdxl_optim.bench.cases import Prompt
 from sdxl_optim.bench.results import Results, Row
 from sdxl_optim.bench.runner import Progress, Runner, Stopped
 from sdxl_optim.host.webui.adapter import backend, memory, sampling
+from sdxl_optim.host.webui.family import CHANNELS_LAST, FP32, NAME
 from sdxl_optim.host.webui.measure import Measurement
 from sdxl_optim.host.webui.ui import TITLE
 from sdxl_optim.host.webui.vae import why_no_tiny_decoder
@@ -26,8 +27,8 @@ JOB = "sdxl_optim_bench"
 
 # Why the WebUI can't do between two pictures what the article does to a whole pipeline.
 WHY_NOT = {
-    "fp32": "the WebUI's precision is chosen when it is started (--no-half)",
-    "channels-last": "chosen when the WebUI is started (--opt-channelslast)",
+    "fp32": f"the WebUI's precision is chosen when it is started ({FP32})",
+    "channels-last": f"chosen when the WebUI is started ({CHANNELS_LAST})" if CHANNELS_LAST else f"not in {NAME}",
     "vae fp16 fix": "choose that VAE in the WebUI, and run another benchmark",
     "vae slicing": "the WebUI decodes picture by picture always",
 }
