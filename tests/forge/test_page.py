@@ -21,6 +21,16 @@ GREYED = [("memory_offload", "model"), ("memory_weights", "fp8"), ("vae_precisio
           ("backend_name", "cudagraph"), ("backend_name", "inductor"), ("backend_attention", "sdpa")]  # fmt: skip
 
 
+def fill_in(forge, tab: Tab) -> None:
+    """reForge's page fails by itself when a width or a height is typed in, with this extension or without."""
+    tab.fill_in(**SMALL)
+    tab.page.wait_for_timeout(1500)
+    errors = tab.page.errors
+    assert len(errors) <= (2 if forge.host == "reforge" else 0), errors
+    assert all("reading 'props'" in error for error in errors), errors
+    errors.clear()
+
+
 def generated(tab: Tab) -> tuple[np.ndarray, str]:
     """The first picture and the infotext below it."""
     tab.page.click("#txt2img_generate")
@@ -41,7 +51,7 @@ def reported(tab: Tab, text: str) -> bool:
 
 def test_from_a_first_look_to_stock_again(forge, page):
     tab = Tab(page)
-    tab.fill_in(**SMALL)
+    fill_in(forge, tab)
     stock, infotext = generated(tab)
     assert "SDXL Optim" not in infotext
     assert reported(tab, "")
@@ -80,9 +90,9 @@ def test_what_cannot_be_had_is_greyed(page):
     assert page.errors == []
 
 
-def test_every_preset_fills_the_controls_and_has_a_plan(page):
+def test_every_preset_fills_the_controls_and_has_a_plan(forge, page):
     tab = Tab(page)
-    tab.fill_in(**SMALL)
+    fill_in(forge, tab)
     tab.switch(True, "enabled")
     for preset in presets.BUILT_IN:
         tab.preset(preset.name)
