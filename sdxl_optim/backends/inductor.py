@@ -100,7 +100,24 @@ def _compile(graph: torch.fx.GraphModule, examples: list[torch.Tensor]):
     options: dict[str, object] = {"fx_graph_cache": True} if hasattr(config, "fx_graph_cache") else {}
     if not examples[0].is_cuda:
         options["pattern_matcher"] = False  # its patterns take long to load and find nothing in these blocks
-    return torch._inductor.compile(graph, examples, options=options)
+    while True:
+        try:
+            return torch._inductor.compile(graph, examples, options=options)
+        except OSError as error:
+            if not _removed_broken_library(error):
+                raise
+
+
+def _removed_broken_library(error: OSError) -> bool:
+    """Whether `error` was about half a library in the cache, which is gone now: a start that was killed while it
+    compiled leaves one, and old versions of torch take it for a whole one ever after."""
+    from torch._inductor import codecache
+
+    library = Path(str(error).split(".so: ")[0] + ".so")  # the loader's message begins with the file
+    if not (library.is_file() and Path(codecache.cache_dir()) in library.parents):
+        return False
+    library.unlink()
+    return True
 
 
 def set_cache(folder: Path | None) -> None:

@@ -358,3 +358,27 @@ def test_a_body_by_another_forward():
     body = UNetBody(unet, unet.forward, arguments, Kind(), None)
     [out] = body.run(lambda x, *more: x + 1, arguments.tensors)
     assert torch.equal(out, inputs.x + 1)
+
+
+def test_a_library_that_a_killed_start_left_half_written_is_compiled_again(tmp_path, monkeypatch):
+    import torch._inductor
+
+    half = tmp_path / "ab" / "cabc.so"
+    half.parent.mkdir()
+    half.write_bytes(b"half")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    inductor._forget_folder()
+
+    def compiler(graph, examples, options):
+        if half.exists():
+            raise OSError(f"{half}: file too short")
+        return graph
+
+    monkeypatch.setattr(torch._inductor, "compile", compiler)
+    assert inductor._compile("graph", [torch.zeros(1)]) == "graph"
+
+    elsewhere = OSError(f"{tmp_path.parent / 'other.so'}: cannot open shared object file")
+    monkeypatch.setattr(torch._inductor, "compile", lambda *args, **kwargs: (_ for _ in ()).throw(elsewhere))
+    with pytest.raises(OSError, match=r"other\.so"):
+        inductor._compile("graph", [torch.zeros(1)])
+    inductor._forget_folder()
