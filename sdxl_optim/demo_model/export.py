@@ -112,7 +112,8 @@ def write_webui(webui: str | Path, weights: Path = WEIGHTS) -> list[Path]:
     tensors = _wide_tiny(load("tiny", weights))
     parts = {tiny / f"taesdxl_{part}.pth": taesd(tensors, part) for part in ("decoder", "encoder")}
     for path, part in parts.items():
-        torch.save(part, path)
+        # The WebUI takes no archive with members that it does not know, and new versions of torch add some.
+        torch.save(part, path, _use_new_zipfile_serialization=False)
     yamls = [path.with_suffix(".yaml") for path in texts]
     return [base, refiner, *yamls, *parts, clip, *_copy_calibration(weights, base)]
 

@@ -1,5 +1,7 @@
 """The demo model in the real WebUI and in diffusers: the same UNet, the same picture, and what the prompt asks for."""
 
+import shutil
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -48,6 +50,17 @@ def test_the_same_picture_in_both_hosts(webui, pipe, prompt):
     ours = pipe(prompt, num_inference_steps=STEPS, guidance_scale=5.0, height=256, width=256, generator=seed).images[0]
     assert similarity(theirs, pixels(ours)) > 0.99
     assert caption_check(theirs, prompt).passed == caption_check(ours, prompt).passed
+
+
+def test_the_tiny_decoder_is_read_and_draws_nearly_the_same(webui, folder):
+    path = webui.models / "VAE-taesd" / "taesdxl_decoder.pth"
+    path.unlink()  # a link to the tests' own
+    shutil.copy(folder / "models" / "VAE-taesd" / path.name, path)
+    request = {"prompt": PROMPTS[0], "negative_prompt": "", "steps": STEPS, "seed": 3}
+    stock = webui.client.txt2img(**request)[0]
+    tiny = webui.client.txt2img({"vae": {"decoder": "tiny"}}, **request)[0]
+    assert "VAE Decoder: TAESD" in tiny.infotext
+    assert 0.95 < similarity(stock.pixels, tiny.pixels) < 1
 
 
 def test_adaptive_deepcache_uses_the_calibration_beside_the_checkpoint(webui):

@@ -12,7 +12,7 @@ import gradio as gr
 
 from modules import paths_internal, sd_models, sd_samplers
 from modules.ui_components import FormColumn, FormRow
-from sdxl_optim.bench import article, reading
+from sdxl_optim.bench import article, perceptual, reading
 from sdxl_optim.bench.cases import ARTICLE_PROMPTS
 from sdxl_optim.bench.compare import comparison, comparison_text
 from sdxl_optim.bench.report import FILES, REPORT, charts, in_short, summary, table_of, what_is_missing, write_report
@@ -241,7 +241,8 @@ def _about(results: Results, rows: list[Row]) -> str:
         if (results.folder / name).is_file()
     ]
     place = words("{path}", path=_short(results.folder / REPORT))
-    lines = [" · ".join(links), as_html(place), *map(as_html, what_is_missing(rows))]
+    missing = [text for text in what_is_missing(rows) if text != perceptual.missing()]  # which its offer says below
+    lines = [" · ".join(links), as_html(place), *map(as_html, missing)]
     return "".join(f"<p>{line}</p>" for line in lines if line)
 
 
