@@ -35,16 +35,14 @@ class LatentPool:
     """Latents with their captions' embeddings, micro-conditioning and labels, refreshed while they are used."""
 
     def __init__(self, run: Run, seed: int, size: int):
-        """Makes the scenes at once, and waits for the networks that `fill` takes."""
+        """Makes the scenes, which needs no network; `fill` encodes them."""
         self.run, self.size, self.at = run, size, 0
         self.chunks = scenes(seed, run.chunk, run.workers)
         # copies, for each chunk from a worker holds open files
         self.first = [{k: v.clone() for k, v in next(self.chunks).items()} for _ in range(size // run.chunk)]
-        run.await_stage("text")
-        run.await_stage("vae")
 
     def fill(self) -> None:
-        """Encode the first scenes and their captions."""
+        """Encode the first scenes and their captions, by the trained VAE and text encoders."""
         run, size = self.run, self.size
         self.vae = lean(run.network("vae", networks.vae()).to(memory_format=run.layout), run)
         self.text = run.network("text", networks.TextEncoders())
@@ -175,6 +173,8 @@ def train_diffusion(run: Run, stage: Stage, name: str, unet: nn.Module, timestep
         return error + TELL * (1 - trainer.along / TOLD).clamp(min=0) * cell_loss(logits, cells), error
 
     pool = LatentPool(run, run.seed + 10, 2 * run.chunk if run.toy else POOL[name])
+    run.await_stage("text")
+    run.await_stage("vae")
     if run.is_over():
         return
     pool.fill()

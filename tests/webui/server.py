@@ -18,6 +18,8 @@ from pathlib import Path
 
 import requests
 
+from sdxl_optim.backends.inductor import CACHE_VARIABLES
+
 HERE = Path(__file__).resolve().parent
 EXTENSION = HERE.parents[1]
 PROBE = HERE / "probe"
@@ -70,9 +72,6 @@ def make_checkpoints() -> Path:
     if done.returncode:
         raise RuntimeError(f"checkpoints.py failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
     return models_dir()
-
-
-CACHE_VARIABLES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
 
 def offline() -> dict:
