@@ -7,7 +7,7 @@ comes in as a tensor, what it keeps goes out as one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ from sdxl_optim.errors import Unsupported
 from sdxl_optim.patches.attribute import replaced
 
 HALF = (torch.float16, torch.bfloat16)
+Around = Callable[[Tensors], AbstractContextManager]
 
 
 @dataclass(frozen=True)
@@ -72,16 +73,16 @@ class UNetBody:
         """The same call as the host would make it."""
         return UNetBody(self.unet, self._forward, self._arguments, self.kind, self._store, stock=True)
 
-    def __call__(self, inputs: Tensors) -> list[torch.Tensor]:
-        return self.run(self._forward, inputs)
+    def __call__(self, inputs: Tensors, around: Around | None = None) -> list[torch.Tensor]:
+        return self.run(self._forward, inputs, around)
 
-    def run(self, forward: Callable, inputs: Tensors) -> list[torch.Tensor]:
-        """The call by another `forward`."""
+    def run(self, forward: Callable, inputs: Tensors, around: Around | None = None) -> list[torch.Tensor]:
+        """The call by another `forward`. around: of the inputs, what is entered around the UNet's own Python."""
         inputs = list(inputs)
         reused = inputs.pop() if self.kind.cached else None
         args, kwargs = self._arguments.put_together(inputs)
         apart = self._store.apart(reused) if self._store is not None else nullcontext([])
-        with self._casting(), apart as kept:
+        with self._casting(), apart as kept, around(inputs) if around else nullcontext():
             out = forward(*args, **kwargs)
         leaves, self.structure = tree_flatten(out)
         if not all(isinstance(leaf, torch.Tensor) for leaf in leaves):

@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import gc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
+from sdxl_optim.backends.ahead import Ahead
 from sdxl_optim.backends.environment import Environment
 from sdxl_optim.backends.interface import Tensors
 from sdxl_optim.backends.static import Buffers, StaticCall
@@ -32,6 +34,7 @@ class CudaGraph:
     def __init__(self):
         self._buffers = Buffers()
         self._stream: torch.cuda.Stream | None = None
+        self._beside: torch.cuda.Stream | None = None
         self._pool = None
         self._replays: weakref.WeakSet[_Replay] = weakref.WeakSet()
 
@@ -42,7 +45,22 @@ class CudaGraph:
             return f"needs torch 2.1 or later; here is {'.'.join(map(str, environment.torch))}"
         return None
 
+    def ahead(self, unet: nn.Module) -> Ahead:
+        """For what a recorded call of `unet` can run beside itself."""
+        self._beside = self._beside or torch.cuda.Stream()
+        return Ahead(unet, self._beside)
+
     def prepare(self, body, inputs: Tensors, progress) -> StaticCall:
+        ahead = self.ahead(body.unet)
+
+        def look(buffers):
+            body(buffers, ahead.looking)
+            ahead.warm_up(buffers)
+
+        return self.record(lambda buffers: body(buffers, ahead.running), inputs, look)
+
+    def record(self, call: Callable, inputs: Tensors, first: Callable | None = None) -> StaticCall:
+        """`call` as a graph. first: is called before in its place, for what a capture can't contain."""
         if self._stream is None:
             self._stream = torch.cuda.Stream()
         if not self._replays:  # a pool dies with the last graph in it, and torch refuses to wake it
@@ -51,13 +69,13 @@ class CudaGraph:
         watch = Watch()
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream), watch:
-            body(buffers)  # lazy initialisations, which a capture can't contain, happen here
+            (first or call)(buffers)  # lazy initialisations happen here
         torch.cuda.synchronize()
         before = torch.cuda.memory_reserved()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._stream), _no_garbage_collection():
             try:
-                outputs = _capture(graph, self._pool, lambda: body(buffers), watch.hand_out())
+                outputs = _capture(graph, self._pool, lambda: call(buffers), watch.hand_out())
             except BaseException:
                 self._pool = torch.cuda.graph_pool_handle()  # the failed capture's is left to die
                 raise
@@ -68,7 +86,7 @@ class CudaGraph:
 
     def release(self) -> None:
         self._buffers.clear()
-        self._stream = self._pool = None
+        self._stream = self._beside = self._pool = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

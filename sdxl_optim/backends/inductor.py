@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from sdxl_optim.backends.ahead import Ahead
 from sdxl_optim.backends.cudagraph import CudaGraph
 from sdxl_optim.backends.environment import Environment
 from sdxl_optim.backends.interface import Tensors
@@ -55,16 +57,18 @@ class Inductor:
         self._remember_shape(inputs)
         set_cache(self._cache)
         regions = regions_of(body.unet)
-        with self._regions.counted(regions) as missing:
+        ahead = self._graphs.ahead(body.unet) if self.captures else Ahead(body.unet)
+        if self.captures:
+            body(inputs, ahead.looking)
+        with self._regions.counted(regions, ahead) as missing:
             body(inputs)
+        call = _WithRegions(self._regions, regions, ahead)
         if missing:
             numbers = iter(range(1, len(missing) + 1))
-            with self._regions.applied(regions, lambda: progress(_saying(next(numbers, "?"), len(missing)))):
-                body(inputs)
-        call = _WithRegions(self._regions, regions)
+            call(body, inputs, lambda: progress(_saying(next(numbers, "?"), len(missing))))
         if not self.captures:
             return call
-        return self._graphs.prepare(lambda tensors: call(body, tensors), inputs, progress)
+        return self._graphs.record(lambda tensors: call(body, tensors), inputs)
 
     def _remember_shape(self, inputs: Tensors) -> None:
         shape = tuple(tuple(tensor.shape) for tensor in inputs[:4])
@@ -81,12 +85,12 @@ class _WithRegions:
 
     nbytes = 0
 
-    def __init__(self, compiled: Regions, regions: list[Region]):
-        self._compiled, self._regions = compiled, regions
+    def __init__(self, compiled: Regions, regions: list[Region], ahead: Ahead):
+        self._compiled, self._regions, self._ahead = compiled, regions, ahead
 
-    def __call__(self, body, inputs: Tensors) -> list[torch.Tensor]:
-        with self._compiled.applied(self._regions):
-            return body(inputs)
+    def __call__(self, body, inputs: Tensors, on_compile: Callable[[], object] = lambda: None) -> list[torch.Tensor]:
+        with self._compiled.applied(self._regions, self._ahead, on_compile):
+            return body(inputs, self._ahead.running)
 
 
 def _saying(number, of: int) -> str:

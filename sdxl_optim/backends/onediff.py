@@ -57,7 +57,7 @@ class OneDiff:
         call = _Call(module)
         if not inputs[0].is_cuda:
             return call
-        return self._graphs.prepare(lambda tensors: call(None, tensors), inputs, progress)
+        return self._graphs.record(lambda tensors: call(None, tensors), inputs)
 
     def _file(self, body, inputs: Tensors) -> Path | None:
         if self._cache is None:

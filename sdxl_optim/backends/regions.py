@@ -17,6 +17,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from sdxl_optim.backends.ahead import Ahead
 from sdxl_optim.backends.body import Arguments
 from sdxl_optim.backends.foreign import is_untouched
 from sdxl_optim.patches.attribute import replaced
@@ -37,14 +38,14 @@ class Regions:
         return len(self._compiled)
 
     @contextmanager
-    def counted(self, regions: list[Region]) -> Iterator[set[Hashable]]:
+    def counted(self, regions: list[Region], ahead: Ahead) -> Iterator[set[Hashable]]:
         """While entered, the regions run eagerly, and the kinds that are still to be compiled are collected."""
         missing: set[Hashable] = set()
 
         def make(region: Region):
             def count(original):
                 def forward(*args, **kwargs):
-                    key = region.key(Arguments(args, kwargs))
+                    key = region.key(Arguments(args, kwargs), ahead)
                     if key not in self._compiled:
                         missing.add(key)
                     return original(*args, **kwargs)
@@ -57,18 +58,20 @@ class Regions:
             yield missing
 
     @contextmanager
-    def applied(self, regions: list[Region], on_compile: Callable[[], object] = lambda: None) -> Iterator[None]:
-        """While entered, the regions run compiled. What is not compiled yet is when it is first called."""
+    def applied(self, regions: list[Region], ahead: Ahead, on_compile: Callable[[], object]) -> Iterator[None]:
+        """While entered, the regions run compiled, but for those of their layers that run ahead. What is not compiled
+        yet is when it is first called."""
 
         def make(region: Region):
             def compiled(original):
                 def forward(*args, **kwargs):
                     arguments = Arguments(args, kwargs)
-                    key = region.key(arguments)
+                    key = region.key(arguments, ahead)
                     if key not in self._compiled:
                         on_compile()
-                        self._compiled[key] = self._compiler(*region.trace(original, arguments))
-                    (out,) = self._compiled[key](*arguments.tensors, *region.weights())
+                        self._compiled[key] = self._compiler(*region.trace(original, arguments, ahead))
+                    made = [ahead.result(layer) for layer in region.layers_of(ahead).values()]
+                    (out,) = self._compiled[key](*arguments.tensors, *made, *region.weights())
                     return out
 
                 return forward
@@ -102,25 +105,38 @@ class Region:
     def weights(self) -> list[torch.Tensor]:
         return [*self.module.parameters(), *self.module.buffers()]
 
-    def key(self, arguments: Arguments) -> Hashable:
-        layouts = tuple((t.shape, t.stride(), t.dtype, t.device) for t in (*arguments.tensors, *self.weights()))
-        return self._structure, arguments.signature().structure, layouts, torch.is_autocast_enabled()
+    def layers_of(self, ahead: Ahead) -> dict[str, nn.Module]:
+        """Those in this block that run ahead: their results are given to it."""
+        return {name: layer for name, layer in self.module.named_modules() if layer in ahead} if len(ahead) else {}
 
-    def trace(self, original: Callable, arguments: Arguments) -> tuple[torch.fx.GraphModule, list[torch.Tensor]]:
-        """The block's operations as a graph over the call's tensors and its weights, and examples of these.
+    def key(self, arguments: Arguments, ahead: Ahead) -> Hashable:
+        layouts = tuple((t.shape, t.stride(), t.dtype, t.device) for t in (*arguments.tensors, *self.weights()))
+        given = tuple(self.layers_of(ahead))
+        return self._structure, arguments.signature().structure, layouts, given, torch.is_autocast_enabled()
+
+    def trace(
+        self, original: Callable, arguments: Arguments, ahead: Ahead
+    ) -> tuple[torch.fx.GraphModule, list[torch.Tensor]]:
+        """The block's operations as a graph over the call's tensors, what runs ahead and the block's weights, and
+        examples of these.
 
         It is traced by running it, so whatever its layers' Python does (a LoRA's hook, say) is done then and is no
         part of the graph.
         """
-        n = len(arguments.tensors)
         call = _Call(self.module, original)
+        layers = list(self.layers_of(ahead).values())
+        n, m = len(arguments.tensors), len(layers)
 
         def function(*tensors):
             args, kwargs = arguments.put_together(tensors[:n])
-            weights = {f"module.{name}": weight for name, weight in zip(self._names, tensors[n:], strict=True)}
-            return [functional_call(call, weights, args, kwargs)]
+            weights = {f"module.{name}": weight for name, weight in zip(self._names, tensors[n + m :], strict=True)}
+            with ExitStack() as stack:
+                for layer, result in zip(layers, tensors[n : n + m], strict=True):
+                    stack.enter_context(replaced(layer, "forward", lambda _, result=result: lambda x: result))
+                return [functional_call(call, weights, args, kwargs)]
 
-        examples = [tensor.detach() for tensor in (*arguments.tensors, *self.weights())]
+        made = [ahead.result(layer) for layer in layers]
+        examples = [tensor.detach() for tensor in (*arguments.tensors, *made, *self.weights())]
         return make_fx(function, tracing_mode="fake")(*examples), examples
 
 

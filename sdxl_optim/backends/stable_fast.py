@@ -42,7 +42,7 @@ class StableFast:
         progress("stable-fast traces the call")
         module = compile_unet(CallModule(body).eval(), config)
         module.forward(*inputs)
-        return self._graphs.prepare(lambda tensors: list(module.forward(*tensors)), inputs, progress)
+        return self._graphs.record(lambda tensors: list(module.forward(*tensors)), inputs)
 
     def release(self) -> None:
         self._graphs.release()

@@ -1,0 +1,130 @@
+"""Layers that read nothing but a call's own inputs run beside it, on a second stream: the text's keys and values.
+
+SDXL makes 140 products of the prompt in each call. Each is too small to fill a card, but they wait for nothing, so that
+in a captured call they cost hardly any time beside the image's large ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+
+from sdxl_optim.backends.interface import Tensors
+from sdxl_optim.patches.attribute import replaced
+
+GROUP = 16  # layers that the call waits for at once
+
+
+class Ahead:
+    """stream: where the layers run beside the call; None, as on a CPU: in order, at the call's beginning."""
+
+    def __init__(self, unet: nn.Module, stream: torch.cuda.Stream | None = None):
+        self._linear = [module for module in unet.modules() if isinstance(module, nn.Linear)]
+        self._stream = stream
+        self._found: dict[nn.Module, tuple[int, int]] = {}  # (the input that it reads, its group), as they are called
+        self._results: dict[nn.Module, torch.Tensor] = {}
+        self._events: list[torch.cuda.Event] = []  # of each group's end
+        self._awaited = 0  # groups
+
+    def __contains__(self, layer: nn.Module) -> bool:
+        return layer in self._found
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    @contextmanager
+    def looking(self, inputs: Tensors) -> Iterator[None]:
+        """While entered, the layers are found that are called once, with a sequence of `inputs` as it is."""
+        seen: dict[nn.Module, int | None] = {}
+
+        def make(layer: nn.Module):
+            def look(original):
+                def forward(x):
+                    place = next((i for i, given in enumerate(inputs) if given.dim() == 3 and _is_same(x, given)), None)
+                    seen[layer] = None if layer in seen else place
+                    return original(x)
+
+                return forward
+
+            return look
+
+        with _each_replaced(self._linear, make):
+            yield
+        places = [(layer, place) for layer, place in seen.items() if place is not None]
+        self._found = {layer: (place, k // GROUP) for k, (layer, place) in enumerate(places)}
+
+    @contextmanager
+    def running(self, inputs: Tensors) -> Iterator[None]:
+        """While entered, the found layers' results for `inputs` are made, and handed out where the layers are called.
+
+        To be entered inside the call, as its autocast decides what the layers do.
+        """
+
+        def make(layer: nn.Module):
+            given = inputs[self._found[layer][0]]
+
+            def hand_out(original):
+                return lambda x: self.result(layer) if _is_same(x, given) else original(x)
+
+            return hand_out
+
+        self._start(inputs)
+        try:
+            with _each_replaced(self._found, make):
+                yield
+        finally:
+            self._end()
+
+    def result(self, layer: nn.Module) -> torch.Tensor:
+        """Of a found layer, while `running` is entered."""
+        self._wait_for(self._found[layer][1])
+        return self._results[layer]
+
+    def warm_up(self, inputs: Tensors) -> None:
+        """What a stream's first product sets up can't be done in a capture."""
+        if self._stream is not None:
+            self._start(inputs)
+            self._end()
+
+    def _start(self, inputs: Tensors) -> None:
+        self._events, self._awaited = [], 0
+        if self._stream is None or not self._found:
+            self._results = {layer: layer(inputs[place]) for layer, (place, _) in self._found.items()}
+            return
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            for layer, (place, group) in self._found.items():
+                if group > len(self._events):
+                    self._events.append(self._stream.record_event())
+                self._results[layer] = layer(inputs[place])
+            self._events.append(self._stream.record_event())
+
+    def _wait_for(self, group: int) -> None:
+        if self._awaited <= group < len(self._events):
+            torch.cuda.current_stream().wait_event(self._events[group])
+            self._awaited = group + 1
+
+    def _end(self) -> None:
+        """All streams are back together: a capture has to end so."""
+        self._wait_for(len(self._events) - 1)
+        self._results.clear()
+
+
+def _is_same(x: torch.Tensor, given: torch.Tensor) -> bool:
+    return x is given or (
+        x.data_ptr() == given.data_ptr()
+        and x.shape == given.shape
+        and x.stride() == given.stride()
+        and x.dtype == given.dtype
+    )
+
+
+@contextmanager
+def _each_replaced(layers, make: Callable[[nn.Module], Callable]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(replaced(layer, "forward", make(layer)))
+        yield
