@@ -19,6 +19,7 @@ from pathlib import Path
 from sdxl_optim.errors import SettingsError
 
 ENDING = "deepcache.json"
+WORTHWHILE = 5 / 6  # of uniform's summed error: where adaptive positions promise less of a gain, uniform ones are kept
 
 
 @dataclass(frozen=True)
@@ -118,21 +119,14 @@ def load(path: Path) -> Calibration:
 def full_steps_adaptive(calibration: Calibration, timesteps: Sequence[float], count: int) -> frozenset[int]:
     """The `count` full steps of a run over `timesteps` that keep the sum of the cached steps' errors smallest.
 
-    The first step is always full. An error counts by how far its step moves latents of unit variance,
-    |Δσ| / sqrt(1 + σ²). Found by dynamic programming over (number of full steps, last full step): n² × count sums.
+    The first step is always full. Found by dynamic programming over (number of full steps, last full step): n² × count
+    sums.
     """
     n = len(timesteps)
     count = min(count, n)
     if count <= 0:
         return frozenset()
-    sigmas = [*map(sigma_of, timesteps), 0.0]
-    weights = [abs(a - b) / math.hypot(1, a) for a, b in pairwise(sigmas)]
-    # cost[i][j]: what the cached steps i+1 … j-1 add when step i is the last full one
-    cost = [[0.0] * (n + 1) for _ in range(n)]
-    for i in range(n):
-        for j in range(i + 1, n):
-            cost[i][j + 1] = cost[i][j] + weights[j] * calibration.at(timesteps[i], timesteps[j])
-
+    cost = _costs(calibration, timesteps)
     best = [cost[0][j] for j in range(n + 1)]  # of all before step j, with the full steps so far
     came_from: list[list[int]] = [[0] * (n + 1)]
     for _ in range(1, count):
@@ -150,3 +144,31 @@ def full_steps_adaptive(calibration: Calibration, timesteps: Sequence[float], co
         j = source[j]
         steps.add(j)
     return frozenset(steps)
+
+
+def is_worthwhile(calibration: Calibration, timesteps: Sequence[float], uniform: frozenset[int]) -> bool:
+    """Whether as many adaptive full steps promise clearly less error than the `uniform` ones.
+
+    What is summed up is a prediction: each cached step's error alone, at its own place. On the demo model (64 prompts)
+    it was right in all 13 settings where it promised a gain of over a sixth, wrong in 1 of 5 where it promised less.
+    """
+    adaptive = full_steps_adaptive(calibration, timesteps, len(uniform))
+    cost = _costs(calibration, timesteps)
+    return _summed(cost, adaptive) <= WORTHWHILE * _summed(cost, uniform)
+
+
+def _costs(calibration: Calibration, timesteps: Sequence[float]) -> list[list[float]]:
+    """[i][j]: what the cached steps i+1 … j-1 add when step i is the last full one. An error counts by how far its step
+    moves latents of unit variance, |Δσ| / sqrt(1 + σ²)."""
+    n = len(timesteps)
+    sigmas = [*map(sigma_of, timesteps), 0.0]
+    weights = [abs(a - b) / math.hypot(1, a) for a, b in pairwise(sigmas)]
+    cost = [[0.0] * (n + 1) for _ in range(n)]
+    for i in range(n):
+        for j in range(i + 1, n):
+            cost[i][j + 1] = cost[i][j] + weights[j] * calibration.at(timesteps[i], timesteps[j])
+    return cost
+
+
+def _summed(cost: list[list[float]], full: frozenset[int]) -> float:
+    return sum(cost[i][j] for i, j in pairwise([*sorted(full), len(cost)]))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from sdxl_optim import schedule
 from sdxl_optim import settings as declared
-from sdxl_optim.calibration import Calibration, full_steps_adaptive
+from sdxl_optim.calibration import Calibration, full_steps_adaptive, is_worthwhile
 from sdxl_optim.schedule import Counts, Loop, Rows, StepPlan
 from sdxl_optim.settings import DeepCache, FreeU, Settings
 from sdxl_optim.words import joined, words
@@ -196,14 +196,19 @@ def _deepcache(settings: Settings, facts: Facts, notes: list[Note]) -> DeepCache
 
 
 def _calibrated(deepcache: DeepCache, facts: Facts, notes: list[Note]) -> DeepCache:
-    """As asked, or uniform where adaptive has no calibration to go by."""
+    """As asked, or uniform where adaptive has no calibration to go by, or one that promises little."""
     if deepcache.mode != "adaptive":
         return deepcache
     reason = facts.no_calibration
     if facts.calibration is not None:
-        if facts.calibration.branch == deepcache.cache_branch_id:
+        inside = schedule.window(deepcache.start, deepcache.stop, facts.loop.n)
+        uniform = schedule.full_steps_uniform(len(inside), deepcache.cache_interval)
+        if facts.calibration.branch != deepcache.cache_branch_id:
+            reason = f"the calibration is of branch {facts.calibration.branch}, not {deepcache.cache_branch_id}"
+        elif is_worthwhile(facts.calibration, [facts.timesteps[i] for i in inside], uniform):
             return deepcache
-        reason = f"the calibration is of branch {facts.calibration.branch}, not {deepcache.cache_branch_id}"
+        else:
+            reason = "the calibration promises too small a gain in this run"
     notes.append(Note("DeepCache", f"full steps are uniform, not adaptive: {reason}", refused=False))
     return replace(deepcache, mode="uniform")
 

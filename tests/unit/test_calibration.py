@@ -14,6 +14,7 @@ from sdxl_optim.calibration import (
     Calibration,
     find,
     full_steps_adaptive,
+    is_worthwhile,
     load,
     path_beside,
     save,
@@ -31,6 +32,9 @@ GRID = (951.0, 701.0, 451.0, 201.0, 1.0)
 def calibration(error=lambda kept, now: (kept - now) / 1000, branch: int = 0) -> Calibration:
     rows = tuple(tuple(error(a, b) if j > i else 0.0 for j, b in enumerate(GRID)) for i, a in enumerate(GRID))
     return Calibration("a model", branch, GRID, rows)
+
+
+LATE = calibration(lambda kept, now: 1.0 if now < 300 else 0.0)  # features change at the end
 
 
 def timesteps(n: int) -> list[float]:
@@ -85,8 +89,7 @@ def test_there_are_as_many_as_uniform_has(n, interval):
 
 
 def test_full_steps_lie_where_features_change():
-    late = calibration(lambda kept, now: 1.0 if now < 300 else 0.0)
-    full = sorted(full_steps_adaptive(late, timesteps(20), 5))
+    full = sorted(full_steps_adaptive(LATE, timesteps(20), 5))
     assert full[0] == 0
     assert min(full[1:]) >= 13
 
@@ -127,15 +130,32 @@ def full(plan) -> set[int]:
 
 
 def test_a_plan_takes_its_steps():
-    made = plan(calibration(), cache_interval=4)
-    assert full(made) == full_steps_adaptive(calibration(), timesteps(20), 5)
+    made = plan(LATE, cache_interval=4)
+    assert full(made) == full_steps_adaptive(LATE, timesteps(20), 5) != full_steps_uniform(20, 4)
     assert not made.notes
 
 
 def test_a_plan_keeps_its_window():
-    made = plan(calibration(), cache_interval=5, start=0.25, stop=0.75)
-    inside = full_steps_adaptive(calibration(), timesteps(20)[5:15], 2)
+    made = plan(LATE, cache_interval=5, start=0.25, stop=0.75)
+    inside = full_steps_adaptive(LATE, timesteps(20)[5:15], 2)
     assert full(made) == {*range(5), *(5 + i for i in inside), *range(15, 20)}
+
+
+@pytest.mark.parametrize(("gain", "worthwhile"), [(0.1, False), (0.16, False), (0.18, True), (0.5, True)])
+def test_a_small_promise_is_not_trusted(gain, worthwhile):
+    """Three steps, the second or the third of which can be the full one: only the second one's error differs."""
+    steps = timesteps(3)
+    weights = [abs(sigma_of(a) - sigma_of(b)) / math.hypot(1, sigma_of(a)) for a, b in itertools.pairwise(steps)]
+    weights.append(sigma_of(steps[2]) / math.hypot(1, sigma_of(steps[2])))
+    grid = (*steps, 1.0)
+
+    def error(kept, now):
+        return {steps[1]: 1 / weights[1], steps[2]: (1 - gain) / weights[2]}.get(now, 0.0)
+
+    rows = tuple(tuple(error(a, b) if j > i else 0.0 for j, b in enumerate(grid)) for i, a in enumerate(grid))
+    found = Calibration("a model", 0, grid, rows)
+    assert full_steps_adaptive(found, steps, 2) == {0, 1}
+    assert is_worthwhile(found, steps, frozenset({0, 2})) is worthwhile
 
 
 @pytest.mark.parametrize(
@@ -143,6 +163,7 @@ def test_a_plan_keeps_its_window():
     [
         (None, "it has none", "DeepCache note: full steps are uniform, not adaptive: it has none"),
         (calibration(branch=2), None, "not adaptive: the calibration is of branch 2, not 0"),
+        (calibration(), None, "not adaptive: the calibration promises too small a gain in this run"),
     ],
 )
 def test_without_a_calibration_a_plan_is_uniform_and_says_so(found, reason, sentence):
@@ -179,9 +200,16 @@ def test_the_command_writes_what_generate_then_uses(tiny_model, tmp_path, capsys
     adaptive = ["--deepcache", "--deepcache.mode", "adaptive", "--deepcache.cache_interval", "3"]
     assert cli.main(["generate", "--model", str(tiny_model), "--prompt", "a red circle", *sampling, *adaptive]) == 0
     told = json.loads(capsys.readouterr().out)
+    [note] = told["report"]["notes"]  # random weights change their features no more at one level than at another
+    assert "the calibration promises too small a gain" in note["text"]
+    assert told["report"]["passes"][0]["as_predicted"]
+    assert told["plan"][0]["full"] == sorted(full_steps_uniform(12, 3))
+    save(LATE, tiny_model / "deepcache.json")
+    assert cli.main(["generate", "--model", str(tiny_model), "--prompt", "a red circle", *sampling, *adaptive]) == 0
+    told = json.loads(capsys.readouterr().out)
     assert told["report"]["notes"] == []
     assert told["report"]["passes"][0]["as_predicted"]
-    assert told["plan"][0]["full"] == sorted(full_steps_adaptive(found, told_timesteps(tiny_model), 4))
+    assert told["plan"][0]["full"] == sorted(full_steps_adaptive(LATE, told_timesteps(tiny_model), 4))
 
 
 def told_timesteps(model) -> list[float]:
