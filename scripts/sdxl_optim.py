@@ -36,7 +36,7 @@ class SDXLOptim(scripts.Script):
         extension.before_sampling(p)
 
     def post_sample(self, p, ps, *args):
-        extension.post_sample(p)
+        extension.post_sample(p, ps.samples)
 
     def postprocess_batch(self, p, *args, **kwargs):
         extension.postprocess_batch(p)

@@ -104,6 +104,18 @@ class Mover:
             self._measured[part.name, key] = int(work * FACTORS.get(part.name, FACTOR))
         return bool(others)
 
+    def make_way(self, nbytes: int) -> None:
+        """Somebody who is none of the parts is about to take so much, which no part's own work is to be blamed for."""
+        self._learn()
+        limit, made = self.meter.limit(), 0
+        lack = 0 if limit is None else nbytes + SPARE - (limit - self.meter.used())
+        for part in self._recent[::-1]:
+            if not self.mode.SHARES:
+                part.leave()
+            elif made < lack:
+                made += part.make_room(lack - made)
+        self.lane.tidy()
+
     @property
     def changed(self) -> bool:
         return any(part.changed for part in self.parts.values())

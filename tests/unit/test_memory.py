@@ -486,3 +486,22 @@ def test_diffusers_casts_to_fp8_and_back():
     assert same(state_of({"unet": pipe.unet}), before)
     again = generate(models, request, Settings())
     assert np.array_equal(np.asarray(again.images[0]), np.asarray(stock.images[0]))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_way_is_made_for_what_is_no_part(mode, expected):
+    parts = make_parts()
+    mover = opened(parts, mode)
+    work(parts)
+    mover.make_way(1)
+    if mode == "staged":  # there is no bound
+        assert all(part.inside for part in mover.parts.values())
+        mover.meter.size = mover.bytes_inside() + SPARE
+        mover.make_way(100_000)
+        assert mover.bytes_inside() <= mover.meter.size - SPARE - 100_000
+        assert any(part.inside for part in mover.parts.values())
+        mover.meter.size = None
+    else:
+        assert mover.bytes_inside() == 0
+    assert all(torch.equal(a, b) for a, b in zip(work(parts), expected, strict=True))
+    mover.close()

@@ -144,7 +144,9 @@ def before_sampling(p) -> None:
         measurement.sampling_begins()
 
 
-def post_sample(p) -> None:
+def post_sample(p, latents) -> None:
+    if job_of(p):
+        memory.decode_is_next(latents)
     if measurement := measurement_of(p):
         measurement.sampling_ends()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modules import shared
+from modules import lowvram, shared
 from sdxl_optim.host.webui.family import FORGE
 from sdxl_optim.host.webui.options import LOAD, chosen
 
@@ -23,9 +23,13 @@ def loads_into_main_memory() -> bool:
 
 
 class HostLowvram:
-    """Takes the hooks of --medvram from a model, which would move its parts as we do, and gives them back."""
+    """Takes the hooks of --medvram from a model, which would move its parts as we do, and gives them back.
+
+    The part that the host has on the card goes home, as the host would else take it to be there ever after.
+    """
 
     def __init__(self, model):
+        lowvram.send_everything_to_cpu()
         self._hooks = []
         for module in model.modules():
             for key, hook in list(module._forward_pre_hooks.items()):

@@ -25,6 +25,7 @@ CPU = torch.device("cpu")
 UNET_WORK = 20_000  # bytes a latent pixel and row that a call is expected to need, until it was measured
 COLOURS_WORK = 24  # bytes a pixel of a picture that is put together from tiles
 TEXT_WORK = 150_000_000
+TINY_WORK = 640  # bytes a pixel, in half precision: three of its widest tensors, and a convolution's copies of two
 
 
 class HostMeter(Meter):
@@ -179,6 +180,23 @@ def on_model_loaded(model) -> None:
     """The host's callback. What waits in main memory for a model that it has thrown away is let go."""
     if _in_place is not None and next(_in_place.model.parameters()).is_meta:
         _undo()
+    if loads_into_main_memory() and lowvram.is_enabled(model) and not hasattr(model, "cond_stage_model_empty_prompt"):
+        _encode_piece_by_piece(model)
+
+
+def _encode_piece_by_piece(model) -> None:
+    """A model that is new is asked for an empty prompt next. The host would bring the text encoders to the card whole
+    for it, which hold more than the smallest budget."""
+    text = _parts_of(model)[TEXT]
+    host = HostLowvram(model)
+    mover = Mover({TEXT: text}, devices.device, "sequential", HostMeter(devices.device))
+
+    def end(*args) -> None:
+        hook.remove()
+        mover.close(CPU)
+        host.restore()
+
+    hook = text.register_forward_hook(end, always_call=True)
 
 
 def _undo() -> None:
@@ -212,6 +230,19 @@ def ensure(p, settings: Settings, report: JobReport) -> None:
 def relieve() -> bool:
     """The part at work runs out of memory: what is not at work makes room. Returns whether it could."""
     return _in_place is not None and _in_place.mover is not None and _in_place.mover.relieve()
+
+
+def decode_is_next(latents) -> None:
+    """The tiny decoder is no part of the model: what it takes for one picture is free before it begins.
+
+    latents: a tensor; hires fix has decoded its own before anybody is asked.
+    """
+    if _in_place is None or _in_place.mover is None or shared.opts.sd_vae_decode_method != "TAESD":
+        return
+    if not torch.is_tensor(latents):
+        return
+    height, width = (n * FACTOR for n in latents.shape[-2:])
+    _in_place.mover.make_way(height * width * TINY_WORK * torch.finfo(devices.dtype).bits // 16)
 
 
 def tell(report: JobReport) -> None:
