@@ -48,7 +48,8 @@ def make_checkpoints(*names: str) -> Path:
 class Forge(server.WebUI):
     """`with Forge("forge") as webui:` a running server; nothing of its checkout is written to."""
 
-    usual_flags = FLAGS
+    def usual_flags(self):
+        return FLAGS
 
     def __init__(self, host: str, *checkpoints: str, extensions=(server.EXTENSION, PROBE), flags=()):
         """checkpoints: what is there to be loaded; the first is chosen."""

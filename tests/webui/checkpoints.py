@@ -103,6 +103,13 @@ def tiny_sdxl_config(name: str, params, unet, clip: Path) -> None:
         params.conditioner_config.params.emb_models = embedders[1:]
 
 
+def save(state: dict, path: Path) -> None:
+    """In torch's older format: the host refuses the archives of newer versions of torch."""
+    import torch
+
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+
+
 def fill_zeros(model) -> None:
     """Give layers that training starts from zero a random start; else the picture is flat.
 
@@ -139,7 +146,7 @@ def write_checkpoint(name: str, webui: Path, models: Path) -> None:
     OmegaConf.save(config, models / "Stable-diffusion" / f"{name}.yaml")
     if name == "tiny-sdxl-b":
         twin = {key: value.flip(0) if "diffusion_model" in key else value for key, value in state.items()}
-        torch.save({"state_dict": twin}, models / "Stable-diffusion" / f"{name}.ckpt")
+        save({"state_dict": twin}, models / "Stable-diffusion" / f"{name}.ckpt")
     if name == "tiny-sdxl":
         write_lora(model.model.diffusion_model, models / "Lora" / "tiny-lora.safetensors")
 
@@ -173,8 +180,8 @@ def write_small_vaes(models: Path) -> None:
                 module.weight.data *= 0.5
         if "decoder" in name:
             torch.nn.init.constant_(net[-1].bias, 0.5)
-        torch.save(net.state_dict(), models / "VAE-taesd" / name)
-    torch.save(sd_vae_approx.VAEApprox().state_dict(), models / "VAE-approx" / "vaeapprox-sdxl.pt")
+        save(net.state_dict(), models / "VAE-taesd" / name)
+    save(sd_vae_approx.VAEApprox().state_dict(), models / "VAE-approx" / "vaeapprox-sdxl.pt")
 
 
 def import_host(webui: Path) -> None:

@@ -2,7 +2,8 @@
 
 `SD_WEBUI_DIR` names a working WebUI 1.10.1, `SD_WEBUI_PYTHON` its interpreter (default: that of its `venv`),
 `SD_WEBUI_TEST_MODELS` the folder of the tiny checkpoints (default `$SD_WEBUI_DIR/sdxl-optim-models`), which several
-test runs can share at a time.
+test runs can share at a time. `SD_WEBUI_DEVICE=cuda` has it compute on a card, `SD_WEBUI_FLAGS` are added to its flags
+(`--nowebui`: the API without the page).
 """
 
 import hashlib
@@ -25,8 +26,9 @@ EXTENSION = HERE.parents[1]
 PROBE = HERE / "probe"
 FLAGS = (
     "--skip-prepare-environment", "--skip-torch-cuda-test", "--skip-version-check", "--no-download-sd-model",
-    "--no-hashing", "--api", "--use-cpu", "all", "--no-half", "--no-half-vae",
+    "--no-hashing", "--api", "--no-half-vae",
 )  # fmt: skip
+DEVICES = {"cpu": ("--use-cpu", "all", "--no-half"), "cuda": ("--opt-sdp-attention",)}
 SETTINGS = {
     "sd_model_checkpoint": "tiny-sdxl.safetensors",
     "live_previews_enable": False,
@@ -49,6 +51,10 @@ SETTINGS = {
     "skip_early_cond": 0.0,
 }
 START_SECONDS = 180
+
+
+def device() -> str:
+    return os.environ.get("SD_WEBUI_DEVICE", "cpu")
 
 
 def webui_dir() -> Path | None:
@@ -103,7 +109,8 @@ class WebUI:
     config.json.
     """
 
-    usual_flags = FLAGS
+    def usual_flags(self) -> tuple[str, ...]:
+        return (*FLAGS, *DEVICES[device()], *os.environ.get("SD_WEBUI_FLAGS", "").split())
 
     def __init__(self, extensions=(EXTENSION, PROBE), flags=(), settings=None):
         shared = self.make_models()
@@ -120,7 +127,7 @@ class WebUI:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         places = ("--data-dir", self.data, "--models-dir", self.models, "--port", self.port)
-        self.flags = [*self.usual_flags, *places, *flags]
+        self.flags = [*self.usual_flags(), *places, *flags]
         self.process = None
 
     def make_models(self) -> Path:
@@ -164,7 +171,7 @@ class WebUI:
         while time.monotonic() < end:
             if self.process.poll() is not None:
                 raise RuntimeError(f"the WebUI ended with {self.process.returncode}:\n{self.log()[-4000:]}")
-            if self.starts():
+            if self.starts() and self.listens():
                 return
             time.sleep(0.2)
         raise TimeoutError(f"the WebUI did not answer in {START_SECONDS} s:\n{self.log()[-4000:]}")
@@ -184,6 +191,11 @@ class WebUI:
         """How often the server came up, all extensions loaded. Its log tells: a request that comes while the host still
         adds its endpoints makes it crash."""
         return self.log().count("Startup time:")
+
+    def listens(self) -> bool:
+        """Without its page, it says that it is up a little before it is."""
+        with socket.socket() as connection:
+            return connection.connect_ex(("127.0.0.1", self.port)) == 0
 
     def log(self) -> str:
         return self.log_file.read_text(errors="replace") if self.log_file.is_file() else ""

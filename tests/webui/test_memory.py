@@ -5,26 +5,83 @@ import pytest
 
 from .client import Client
 from .live import CUTOFF, DEEPCACHE, FREEU, HIRES, SMALLER, TINY, error_of, notes
-from .server import SETTINGS
+from .server import SETTINGS, device
 from .test_techniques import noise
 
-OFFLOADS = ("staged", "model", "sequential")
+ON_CARD = device() == "cuda"
+BUDGET = 0.1  # GB: not all of the tiny model's parts and what their work needs
+OFFLOADS = ("staged", "staged in little", "model", "sequential")
 LORA = {"prompt": "a fox <lora:tiny-lora:1>"}
 REFINER = {"refiner_checkpoint": "tiny-sdxl-refiner.safetensors", "refiner_switch_at": 0.5}
 FP8 = {"memory": {"weights": "fp8"}}
 
 
 def offload(mode: str, **more) -> dict:
-    return {"memory": {"offload": mode, **more}}
+    name, *little = mode.split(" in ")
+    budget = {"budget": BUDGET} if little else {}
+    return {"memory": {"offload": name, **budget, **more}}
+
+
+def check_places(script: dict | None, seen: list[dict]) -> None:
+    """At the end of each stage that the probe saw, each part of the model is where this offload says."""
+    memory = (script or {}).get("memory", {})
+    mode, budget = memory.get("offload", "host"), memory.get("budget", 0)
+    owner = {"encode": "text encoders", "denoise": "unet", "decode": "vae decoder", "encode picture": "vae encoder"}
+    for entry in seen:
+        on_card = {name: places.get("cuda", 0) for name, places in entry["parts"].items()}
+        sizes = {name: sum(places.values()) for name, places in entry["parts"].items()}
+        if not ON_CARD:
+            assert not any(on_card.values())
+            continue
+        own = owner[entry["stage"]]
+        others = {name: n for name, n in on_card.items() if name[:3] != own[:3]}
+        if mode in ("host", "model") or own[:3] == "vae" or (mode == "staged" and own == "unet" and not budget):
+            assert on_card[own] == sizes[own], f"{own} works, but not all of it is on the card: {entry}"
+        if mode in ("model", "sequential"):  # a module's own parameters, which belong to no piece, stay
+            assert all(n < 0.02 * sizes[name] for name, n in others.items()), f"{mode}: {entry}"
+        if mode == "sequential" and own == "unet":
+            assert on_card[own] < 0.25 * sizes[own], f"{entry}"
+        if mode == "staged" and budget:
+            assert sum(on_card.values()) < budget * 1e9, f"{entry}"
+        if mode == "staged" and budget and own == "unet":  # the text encoders have made room
+            assert on_card["text encoders"] < 0.1 * sizes["text encoders"], f"{entry}"
+        if mode == "host":
+            assert on_card == sizes, f"{entry}"
+
+
+@pytest.fixture(scope="session")
+def stock_checksums(stock_webui):
+    """Of the stock server's weights, without and with the LoRA."""
+    client = stock_webui.client
+    found = {}
+    for name, request in (("lora", LORA), ("plain", {})):
+        client.txt2img(**{**SMALLER, **request})
+        found[name] = client.get("/probe/checksum")
+    return found
 
 
 @pytest.fixture
-def case(case):
-    """Before and after, with no LoRA in force, every weight is the same, in its dtype and on its device."""
+def case(case, stock_checksums):
+    """Before and after, with no LoRA in force, every weight is as on the stock server, in its dtype and on its device;
+    and in every stage of each generation each part was where it should be."""
     case.counts = False
     case.txt2img(**SMALLER)
     before = case.get("/probe/checksum")
+    assert before == stock_checksums["plain"]
+    generate = case.generate
+
+    def watched(kind, script, request):
+        case.post("/places/watch")
+        try:
+            return generate(kind, script, request)
+        finally:
+            check_places(script, case.get("/places/seen"))
+            case.post("/places/off")
+
+    case.generate = watched
     yield case
+    del case.generate
+    case.post("/places/off")
     case.post("/probe/off")
     if case.changed:
         Client.options(case, **{name: SETTINGS[name] for name in case.changed})
@@ -46,7 +103,17 @@ def test_the_picture_is_the_same_and_stays_so(case, mode):
     for _ in range(2):
         assert equal(picture(case, offload(mode)), stock)
     made = case.txt2img(offload(mode), **SMALLER)[0]
-    assert "there is no GPU here" in notes(made)
+    assert ("there is no GPU here" in notes(made)) != ON_CARD
+
+
+@pytest.mark.parametrize("script", [FP8, *map(offload, OFFLOADS)], ids=["fp8", *OFFLOADS])
+def test_the_weights_with_a_lora_are_those_of_stock_afterwards(case, stock_checksums, script):
+    picture(case, script, **LORA)
+    picture(case, None, **LORA)
+    assert case.get("/probe/checksum") == stock_checksums["lora"]
+    picture(case, script)
+    picture(case, None)
+    assert case.get("/probe/checksum") == stock_checksums["plain"]
 
 
 REQUESTS = {
@@ -93,7 +160,8 @@ def test_a_checkpoint_is_switched_while_it_is_in_place(case, mode):
 
 @pytest.mark.parametrize("mode", OFFLOADS)
 @pytest.mark.parametrize(
-    ("where", "kind", "after"), [("unet", "runtime", 5), ("unet", "interrupt", 5), ("vae", "oom", 0)]
+    ("where", "kind", "after"),
+    [("unet", "runtime", 5), ("unet", "interrupt", 5), ("vae", "runtime", 0), ("vae", "oom", 0)],
 )
 def test_whatever_ends_it(case, mode, where, kind, after):
     stock = picture(case, None)
@@ -122,7 +190,7 @@ def test_fp8_with_lora_and_off_one_after_the_other(case):
 def test_fp8_with_offload_and_a_refiner(case):
     low, refined = picture(case, FP8), picture(case, FP8, **REFINER)
     for mode in OFFLOADS:
-        both = {"memory": {"offload": mode, "weights": "fp8"}}
+        both = offload(mode, weights="fp8")
         assert equal(picture(case, both), low)
         assert equal(picture(case, both, **REFINER), refined)
         assert equal(picture(case, both), low)
@@ -150,6 +218,17 @@ def test_a_nan_of_the_vae_is_decoded_again(case):
         assert equal(made.pixels, right)
 
 
+@pytest.mark.skipif(not ON_CARD, reason="the CPU does not compute in fp16")
+@pytest.mark.parametrize("tiling", [False, True])
+def test_a_nan_of_fp16_is_decoded_again(case, tiling):
+    right = picture(case, {"vae": {"precision": "bf16"}})
+    case.fault("vae in half", "nans")
+    made = case.txt2img({"vae": {"precision": "fp16", "tiling": tiling}}, **SMALLER)[0]
+    assert notes(made).count("gave a NaN") == 1
+    assert case.post("/probe/off") == {"unspent_faults": 0}
+    assert equal(made.pixels, right)
+
+
 def test_tiles(case):
     wide = {"width": 512, "height": 256, "steps": 2}
     script = {"vae": {"tiling": True, "tile_size": 256}}
@@ -161,6 +240,7 @@ def test_tiles(case):
     case.img2img(image, script, **wide)
 
 
+@pytest.mark.skipif(ON_CARD, reason="a card computes in fp16")
 def test_precision_is_refused_by_name(case):
     made = case.txt2img({"vae": {"precision": "fp16"}}, **SMALLER)[0]
     assert "the CPU does not compute in fp16" in notes(made)
