@@ -1,6 +1,6 @@
 """Peaks and times of the offload modes and of fp8 on one GPU: a full-size SDXL of random weights, in the ldm layout.
 
-    python tests/gpu/memory.py --out FOLDER [--seconds 150] [--pictures 11] [--tiny]
+    python tests/gpu/memory.py --out FOLDER [--seconds 150] [--pictures 11] [--only decode] [--tiny]
 
 A picture is: two prompts through text encoders of SDXL's size, 30 calls of the UNet with two rows in fp16 at 1024×1024,
 and a decode by a VAE of SDXL's size. No autocast, no WebUI around it. Each mode is placed once, makes pictures of
@@ -23,16 +23,17 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import ldm_unet  # noqa: E402
+from text_and_vae import Autoencoder, Text, sdp  # noqa: E402
 
 from sdxl_optim.memory.fp8 import Fp8Weights  # noqa: E402
 from sdxl_optim.memory.meter import Meter  # noqa: E402
 from sdxl_optim.memory.mover import TEXT, UNET, VAE, Mover  # noqa: E402
+from sdxl_optim.memory.pieces import Piece  # noqa: E402
 from sdxl_optim.patches.vae import VaeReport, vae_attached, work_of  # noqa: E402
 
 GB = 1e9
@@ -50,6 +51,7 @@ MODES = {
     "fp8 alone": (None, 0.0, True, None, None, None),
 }
 RESIDENT = 4  # pictures before and after each mode
+SLOW = 10  # pictures in a row of a mode that takes its time
 
 
 class KeepingMeter(Meter):
@@ -62,87 +64,28 @@ class KeepingMeter(Meter):
         super().reset()
 
 
-class Res(nn.Module):
-    def __init__(self, before: int, after: int):
-        super().__init__()
-        self.norm1, self.conv1 = nn.GroupNorm(32, before), nn.Conv2d(before, after, 3, padding=1)
-        self.norm2, self.conv2 = nn.GroupNorm(32, after), nn.Conv2d(after, after, 3, padding=1)
-        self.skip = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
-
-    def forward(self, x):
-        h = self.conv1(F.silu(self.norm1(x)))
-        return self.skip(x) + self.conv2(F.silu(self.norm2(h)))
-
-
-class Attention(nn.Module):
-    def __init__(self, width: int):
-        super().__init__()
-        self.norm = nn.GroupNorm(32, width)
-        self.qkv, self.out = nn.Conv2d(width, 3 * width, 1), nn.Conv2d(width, width, 1)
-
-    def forward(self, x):
-        q, k, v = (t.flatten(2).transpose(1, 2)[:, None].contiguous() for t in self.qkv(self.norm(x)).chunk(3, 1))
-        h = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(h[:, 0].transpose(1, 2).reshape(x.shape))
+def state_of(parts: dict[str, nn.Module]) -> list[tuple]:
+    """Of every tensor: where it is, what it is, and a checksum of its bits."""
+    bits_of = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    found = []
+    for name, part in parts.items():
+        for key, t in (*part.named_parameters(), *part.named_buffers()):
+            bits = t.detach().contiguous().flatten().view(bits_of[t.element_size()])
+            weights = torch.arange(bits.numel(), device=t.device) % 65521 + 1
+            found.append((name, key, t.device, t.dtype, t.shape, t.stride(), (bits.long() * weights).sum()))
+    return [(*row, int(checksum)) for *row, checksum in found]
 
 
-class Decoder(nn.Module):
-    """The layout of SDXL's VAE decoder: 4 latent channels → 3 colours, 8 times as high and wide."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        top = 4 * width
-        self.conv_in = nn.Conv2d(4, top, 3, padding=1)
-        self.mid = nn.Sequential(Res(top, top), Attention(top), Res(top, top))
-        levels, before = [], top
-        for i, factor in enumerate((4, 4, 2, 1)):
-            blocks = [Res(before if k == 0 else factor * width, factor * width) for k in range(3)]
-            before = factor * width
-            if i < 3:
-                blocks += [nn.Upsample(scale_factor=2), nn.Conv2d(before, before, 3, padding=1)]
-            levels.append(nn.Sequential(*blocks))
-        self.up = nn.ModuleList(levels)
-        self.norm_out, self.conv_out = nn.GroupNorm(32, before), nn.Conv2d(before, 3, 3, padding=1)
-
-    def forward(self, z):
-        h = self.mid(self.conv_in(z))
-        for level in self.up:
-            h = level(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
-
-
-class Autoencoder(nn.Module):
-    def __init__(self, width: int):
-        super().__init__()
-        self.encoder = nn.Conv2d(3, 8, 8, stride=8)
-        self.decoder = Decoder(width)
-
-
-class Text(nn.Module):
-    def __init__(self, sizes, words: int):
-        super().__init__()
-        self.tables = nn.ModuleList(nn.Embedding(words, width) for width, _ in sizes)
-        self.towers = nn.ModuleList(
-            nn.ModuleList(nn.TransformerEncoderLayer(w, max(w // 64, 1), 4 * w, batch_first=True) for _ in range(depth))
-            for w, depth in sizes
-        )
-
-    def forward(self, tokens):
-        results = []
-        for table, tower in zip(self.tables, self.towers, strict=True):
-            x = table(tokens)
-            for layer in tower:
-                x = layer(x)
-            results.append(x)
-        return torch.cat(results, -1)
-
-
-def sdp(self, x, context=None):
-    """CrossAttention.forward by torch's own kernels, as the WebUI runs with --opt-sdp-attention."""
-    context = x if context is None else context
-    qkv = self.to_q(x), self.to_k(context), self.to_v(context)
-    q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in qkv)
-    return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+def copy_rate(pieces: list[Piece], device: torch.device) -> float:
+    """Bytes a second from the pieces' own main memory, in one go and nothing else."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    buffer = torch.empty(max(p.nbytes for p in pieces), dtype=torch.uint8, device=device)
+    wait()
+    began = time.perf_counter()
+    for piece in pieces:
+        buffer[: piece.nbytes].copy_(piece.home, non_blocking=True)
+    wait()
+    return sum(p.nbytes for p in pieces) / (time.perf_counter() - began)
 
 
 class Bench:
@@ -186,16 +129,6 @@ class Bench:
         for _ in range(self.calls):
             out = self.parts[UNET](x + 0.01 * out.clamp(-3, 3), t, context, y)
         return out, self.parts[VAE].decoder(out[:1])
-
-    def state(self) -> list[tuple]:
-        """Of every tensor of the model: where it is, what it is, and a checksum of its bits."""
-        found = []
-        for name, part in self.parts.items():
-            for key, t in (*part.named_parameters(), *part.named_buffers()):
-                bits = t.detach().contiguous().flatten().view(torch.int16 if t.element_size() == 2 else torch.int32)
-                weights = torch.arange(bits.numel(), device=t.device) % 65521 + 1
-                found.append((name, key, t.device, t.dtype, t.shape, t.stride(), (bits.long() * weights).sum()))
-        return [(*row, int(checksum)) for *row, checksum in found]
 
     @torch.no_grad()
     def stages(self) -> dict[str, float]:
@@ -284,7 +217,7 @@ class Bench:
         self.resident = self.resident or list(self.timed(RESIDENT))
         row["resident_stages"] = self.stages()
         with torch.no_grad():
-            expected, weights = self.picture()[0].clone(), self.state()
+            expected, weights = self.picture()[0].clone(), state_of(self.parts)
         times: list[float] = []
         with self.placed(*setup) as mover:
             self.begin_peak()
@@ -294,7 +227,7 @@ class Bench:
             except torch.cuda.OutOfMemoryError as error:
                 row["out_of_memory"] = str(error)[:600]
             row["peak_gb"], row["pictures"] = self.peak(), len(times)
-        row["undone"] = self.state() == weights
+        row["undone"] = state_of(self.parts) == weights
         before, self.resident = self.resident, list(self.timed(RESIDENT))
         row["seconds_of_each"], row["resident_seconds_of_each"] = times, [*before, *self.resident]
         row["seconds"] = statistics.median(times) if times else 0.0
@@ -314,7 +247,7 @@ class Bench:
             self.picture()
         row["stages"] = self.stages()
         counted, before = 3, mover.lane.moved if mover else 0
-        for k, seconds in enumerate(self.timed(5 if slow else self.pictures, seed=100), 1):
+        for k, seconds in enumerate(self.timed(min(self.pictures, SLOW) if slow else self.pictures, seed=100), 1):
             times.append(seconds)
             if k == counted:
                 row["moved_gb_a_picture"] = (mover.lane.moved - before) / counted / GB if mover else 0.0
@@ -324,18 +257,7 @@ class Bench:
         if self.device.type == "cuda":
             row["reserved_gb"] = torch.cuda.max_memory_reserved() / GB
         if slow and mover:
-            row["copy_seconds"] = row["moved_gb_a_picture"] * GB / self.bandwidth(mover)
-
-    def bandwidth(self, mover) -> float:
-        """Bytes a second from the pieces' own main memory, in one go and nothing else."""
-        pieces = mover.parts[UNET].pieces
-        buffer = torch.empty(max(p.nbytes for p in pieces), dtype=torch.uint8, device=self.device)
-        self.wait()
-        began = time.perf_counter()
-        for piece in pieces:
-            buffer[: piece.nbytes].copy_(piece.home, non_blocking=True)
-        self.wait()
-        return sum(p.nbytes for p in pieces) / (time.perf_counter() - began)
+            row["copy_seconds"] = row["moved_gb_a_picture"] * GB / copy_rate(mover.parts[UNET].pieces, self.device)
 
     @torch.no_grad()
     def tiled_decode(self) -> None:
@@ -382,6 +304,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=150.0)
     parser.add_argument("--pictures", type=int, default=11, help="of each mode; the issue's medians are of 15")
+    parser.add_argument("--only", action="append", choices=[*MODES, "decode"], help="these sections, not all")
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -393,6 +316,8 @@ def main() -> None:
     bench.picture()
     bench.result["resident_peak_gb"] = bench.peak()
     for section in (*list(MODES)[:4], "decode", *list(MODES)[4:]):
+        if args.only and section not in args.only:
+            continue
         if bench.left() < (10 if section == "decode" else 30):
             sys.stderr.write(f"{section}: left out, the time is over\n")
             continue
