@@ -21,8 +21,7 @@ GROUP = 16  # layers that the call waits for at once
 class Ahead:
     """stream: where the layers run beside the call; None, as on a CPU: in order, at the call's beginning."""
 
-    def __init__(self, unet: nn.Module, stream: torch.cuda.Stream | None = None):
-        self._linear = [module for module in unet.modules() if isinstance(module, nn.Linear)]
+    def __init__(self, stream: torch.cuda.Stream | None = None):
         self._stream = stream
         self._found: dict[nn.Module, tuple[int, int]] = {}  # (the input that it reads, its group), as they are called
         self._results: dict[nn.Module, torch.Tensor] = {}
@@ -36,8 +35,8 @@ class Ahead:
         return len(self._found)
 
     @contextmanager
-    def looking(self, inputs: Tensors) -> Iterator[None]:
-        """While entered, the layers are found that are called once, with a sequence of `inputs` as it is."""
+    def looking(self, unet: nn.Module, inputs: Tensors) -> Iterator[None]:
+        """While entered, the layers of `unet` are found that are called once, with a sequence of `inputs` as it is."""
         seen: dict[nn.Module, int | None] = {}
 
         def make(layer: nn.Module):
@@ -51,7 +50,7 @@ class Ahead:
 
             return look
 
-        with _each_replaced(self._linear, make):
+        with _each_replaced([module for module in unet.modules() if isinstance(module, nn.Linear)], make):
             yield
         places = [(layer, place) for layer, place in seen.items() if place is not None]
         self._found = {layer: (place, k // GROUP) for k, (layer, place) in enumerate(places)}

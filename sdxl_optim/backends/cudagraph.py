@@ -12,9 +12,9 @@ import gc
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
-from torch import nn
 
 from sdxl_optim.backends.ahead import Ahead
 from sdxl_optim.backends.environment import Environment
@@ -45,16 +45,16 @@ class CudaGraph:
             return f"needs torch 2.1 or later; here is {'.'.join(map(str, environment.torch))}"
         return None
 
-    def ahead(self, unet: nn.Module) -> Ahead:
-        """For what a recorded call of `unet` can run beside itself."""
+    def ahead(self) -> Ahead:
+        """For what a recorded call can run beside itself."""
         self._beside = self._beside or torch.cuda.Stream()
-        return Ahead(unet, self._beside)
+        return Ahead(self._beside)
 
     def prepare(self, body, inputs: Tensors, progress) -> StaticCall:
-        ahead = self.ahead(body.unet)
+        ahead = self.ahead()
 
         def look(buffers):
-            body(buffers, ahead.looking)
+            body(buffers, partial(ahead.looking, body.unet))
             ahead.warm_up(buffers)
 
         return self.record(lambda buffers: body(buffers, ahead.running), inputs, look)

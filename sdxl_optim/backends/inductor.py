@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -57,9 +58,9 @@ class Inductor:
         self._remember_shape(inputs)
         set_cache(self._cache)
         regions = regions_of(body.unet)
-        ahead = self._graphs.ahead(body.unet) if self.captures else Ahead(body.unet)
+        ahead = self._graphs.ahead() if self.captures else Ahead()
         if self.captures:
-            body(inputs, ahead.looking)
+            body(inputs, partial(ahead.looking, body.unet))
         with self._regions.counted(regions, ahead) as missing:
             body(inputs)
         call = _WithRegions(self._regions, regions, ahead)

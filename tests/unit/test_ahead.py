@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import ldm_unet
 import pytest
 import torch
@@ -33,9 +35,9 @@ def text_layers(unet) -> list[str]:
 
 @torch.no_grad()
 def test_the_texts_keys_and_values_are_found(unet, inputs):
-    ahead = Ahead(unet)
+    ahead = Ahead()
     expected = unet(*inputs)
-    [found] = body_of(unet, inputs)(inputs, ahead.looking)
+    [found] = body_of(unet, inputs)(inputs, partial(ahead.looking, unet))
     assert torch.equal(found, expected)
     assert sorted(name for name, layer in unet.named_modules() if layer in ahead) == sorted(text_layers(unet))
     assert traces(unet) == []
@@ -43,8 +45,8 @@ def test_the_texts_keys_and_values_are_found(unet, inputs):
 
 @torch.no_grad()
 def test_they_run_before_the_rest_and_once(unet, inputs):
-    body, ahead = body_of(unet, inputs), Ahead(unet)
-    body(inputs, ahead.looking)
+    body, ahead = body_of(unet, inputs), Ahead()
+    body(inputs, partial(ahead.looking, unet))
     ran, handles = [], []
     for name, layer in unet.named_modules():
         handles.append(layer.register_forward_hook(lambda module, args, out, name=name: ran.append(name)))
@@ -68,14 +70,14 @@ def test_a_layer_that_is_given_something_else_is_left_alone(unet, inputs):
     block = next(m for m in unet.modules() if type(m).__name__ == "BasicTransformerBlock")
     forward = block.attn2.forward
     block.attn2.forward = lambda x, context: forward(x, context * 2)  # a hypernetwork, say
-    body, ahead = body_of(unet, inputs), Ahead(unet)
+    body, ahead = body_of(unet, inputs), Ahead()
     expected = unet(*inputs)
-    body(inputs, ahead.looking)
+    body(inputs, partial(ahead.looking, unet))
     assert block.attn2.to_k not in ahead
     assert len(ahead) == len(text_layers(unet)) - 2
     assert torch.equal(body(inputs, ahead.running)[0], expected)
     del block.attn2.forward  # found without it, and then it acts again
-    body(inputs, ahead.looking)
+    body(inputs, partial(ahead.looking, unet))
     block.attn2.forward = lambda x, context: forward(x, context * 2)
     assert torch.equal(body(inputs, ahead.running)[0], expected)
 
@@ -87,10 +89,10 @@ def test_compiled_blocks_take_the_results(unet, inputs):
 
     expected, counts = unet(*inputs), []
     for look in (False, True):
-        body, ahead, graphs = body_of(unet, inputs), Ahead(unet), []
+        body, ahead, graphs = body_of(unet, inputs), Ahead(), []
         compiled = Regions(lambda graph, examples, graphs=graphs: graphs.append(graph) or graph)
         if look:
-            body(inputs, ahead.looking)
+            body(inputs, partial(ahead.looking, unet))
         for _ in range(2):
             with compiled.applied(regions_of(unet), ahead, lambda: None):
                 [out] = body(inputs, ahead.running)

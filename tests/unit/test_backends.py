@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 
 import host_loop
 import ldm_unet
@@ -265,6 +267,17 @@ def test_each_kind_of_block_is_compiled_once():
     expected, _ = outputs(other, ALL)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, expected, strict=True))
     assert len(front.compiled) == kinds
+
+
+def test_a_compiled_call_does_not_keep_the_unet_alive():
+    unet, front = ldm_unet.tiny_unet("sdxl"), GraphsOnly()
+    execution = Execution(front.backend)
+    outputs(unet, {}, execution)
+    layer = weakref.ref(unet.middle_block[1].transformer_blocks[0].attn2.to_k)
+    del unet
+    gc.collect()
+    assert layer() is None
+    assert len(execution) == 1
 
 
 def test_blocks_of_another_structure_are_compiled_anew():
