@@ -41,7 +41,7 @@ STAGES = {
     "text": Stage(1024, 6000, 60, 1e-3, ema=0.99),
     "vae": Stage(16, 30000, 210, 1e-3),
     "classifier": Stage(256, 8000, 40, 2e-3, ema=0.99),
-    "refiner": Stage(256, 8000, 60, 3e-4),
+    "refiner": Stage(256, 8000, 30, 1e-3),
     "unet": Stage(256, 100000, 620, 1e-3, ema=0.9993),
     "tiny": Stage(16, 20000, 65, 1e-3),
 }

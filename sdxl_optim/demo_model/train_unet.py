@@ -18,7 +18,7 @@ from .trainer import Run, Stage, Trainer, compiled, finish, lean, log
 
 POOL = {"unet": 65536, "refiner": 16384}  # latents at hand
 REFRESH = 32  # steps between two chunks of new ones
-REFINER_TIMESTEPS = 250  # the refiner learns the timesteps below this
+REFINER_TIMESTEPS = 400  # the refiner learns the timesteps below this
 NOISY = 0.5  # half of the timesteps are drawn from all, half from the noisier ones behind this share of them
 SNR = (0.02, 5.0)  # of latents to noise: where the loss counts as much as the picture's own error times this
 TELL = 0.01  # of the loss: what the middle of the UNet tells of the picture
