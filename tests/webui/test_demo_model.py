@@ -64,15 +64,25 @@ def test_the_tiny_decoder_is_read_and_draws_nearly_the_same(webui, folder):
 
 
 def test_adaptive_deepcache_uses_the_calibration_beside_the_checkpoint(webui):
-    request = {"prompt": PROMPTS[1], "negative_prompt": "", "steps": STEPS, "seed": 3}
+    request = {"prompt": PROMPTS[1], "negative_prompt": "", "steps": 30, "seed": 3}
     stock = webui.client.txt2img(**request)[0]
     made = {}
     for mode in ("uniform", "adaptive"):
-        settings = {"deepcache": {"enabled": True, "cache_interval": 4, "mode": mode}}
+        settings = {"deepcache": {"enabled": True, "cache_interval": 3, "mode": mode}}
         made[mode] = webui.client.txt2img(settings, **request)[0]
         assert "not adaptive" not in made[mode].infotext
     likeness = {mode: similarity(stock.pixels, picture.pixels) for mode, picture in made.items()}
     assert likeness["uniform"] < likeness["adaptive"] < 1
+
+
+def test_a_calibration_that_promises_little_is_not_followed(webui):
+    request = {"prompt": PROMPTS[1], "negative_prompt": "", "steps": STEPS, "seed": 3}
+    pictures = [
+        webui.client.txt2img({"deepcache": {"enabled": True, "cache_interval": 4, "mode": mode}}, **request)[0]
+        for mode in ("uniform", "adaptive")
+    ]
+    assert (pictures[0].pixels == pictures[1].pixels).all()
+    assert "not adaptive: the calibration promises too small a gain" in pictures[1].infotext
 
 
 def similarity(a, b) -> float:
