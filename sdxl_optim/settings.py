@@ -188,6 +188,13 @@ class Vae:
     tile_size: int = slider(
         512, 256, 2048, 64, "tile size", "In pixels. Larger tiles take more memory and differ less from the whole."
     )
+    tile_norms: str = choice(
+        "tile",
+        ("tile", "picture"),
+        "tile norms",
+        "Picture takes the statistics of the norms from the whole picture: tiles look as decoded at once, for one more"
+        " tile of work.",
+    )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 Tiles, overlap and blending are those of diffusers' `AutoencoderKL.tiled_decode` and `tiled_encode`
 (https://github.com/huggingface/diffusers), but for a tile that lies wholly within the one before it, which is left out.
-Every tile has group norms of its own, so tone can differ from the untiled picture; larger tiles differ less.
+Every tile has group norms of its own, so tone can differ from the untiled picture; larger tiles differ less. Norms of
+the whole picture are in `patches/norms.py`.
 """
 
 from __future__ import annotations

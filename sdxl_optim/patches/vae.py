@@ -12,6 +12,7 @@ from torch import nn
 
 from sdxl_optim.ops.tiling import FACTOR, count_tiles, tiled_decode, tiled_encode
 from sdxl_optim.patches.attribute import replaced
+from sdxl_optim.patches.norms import norms_with, reduced, statistics_of
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -57,6 +58,7 @@ class VaeReport:
 
     precision: str = ""
     tiles: int = 0
+    norms: bool = False  # whether tiles had the norms of their picture
     retries: list[str] = field(default_factory=list)  # one sentence for each reason why something was computed again
 
     def say(self, text: str) -> None:
@@ -64,7 +66,8 @@ class VaeReport:
             self.retries.append(text)
 
     def facts(self) -> list[str]:
-        return [f"VAE in {self.precision}"] * bool(self.precision) + [f"{self.tiles} tiles"] * bool(self.tiles)
+        facts = [f"VAE in {self.precision}"] * bool(self.precision) + [f"{self.tiles} tiles"] * bool(self.tiles)
+        return facts + ["norms of the whole picture"] * self.norms
 
 
 @contextmanager
@@ -75,6 +78,7 @@ def vae_attached(
     tile: int | None,
     report: VaeReport,
     relieve: Callable[[], bool] = lambda: False,
+    norms: str = "tile",
 ) -> Iterator[None]:
     """While entered, both compute in `dtype` (None: their own) and in tiles of tile × tile latents (None: at once).
     What has no more latents than a tile is computed at once, whatever its shape.
@@ -83,15 +87,20 @@ def vae_attached(
     as they act on each latent by itself. The decoder's result keeps the precision it was computed in. A result with a
     NaN or infinity is computed again in a safer precision; if fp32 gives one, too, it is returned. Where memory runs
     out, `relieve` is asked for some (it returns whether there is more), then tiles are halved, and the report says so.
+
+    norms: "tile" gives each tile group norms of its own, as diffusers does; "picture" takes their statistics from the
+    whole picture, scaled down to the size of a tile and computed once more.
     """
     with ExitStack() as stack:
         for module, run, per_latent in ((encoder, tiled_encode, FACTOR), (decoder, tiled_decode, 1)):
-            make = _forward(module, dtype, tile, run, per_latent, report, relieve)
+            make = _forward(module, dtype, tile, run, per_latent, norms == "picture", report, relieve)
             stack.enter_context(replaced(module, "forward", make))
         yield
 
 
-def _forward(module: nn.Module, wanted, size, run, per_latent: int, report: VaeReport, relieve) -> Callable:
+def _forward(
+    module: nn.Module, wanted, size, run, per_latent: int, whole_norms: bool, report: VaeReport, relieve
+) -> Callable:
     keep_dtype = per_latent != 1  # what follows the encoder expects the VAE's own precision
 
     def make(original):
@@ -103,7 +112,10 @@ def _forward(module: nn.Module, wanted, size, run, per_latent: int, report: VaeR
                 height, width = (n // per_latent for n in x.shape[-2:])
                 if tile is None or height * width <= tile**2:
                     return one(x)
-                out = run(one, x, tile)
+                found = statistics_of(module, lambda: one(reduced(x, tile, per_latent))) if whole_norms else {}
+                with norms_with(found):
+                    out = run(one, x, tile)
+                report.norms |= bool(found)
                 report.tiles += count_tiles(height, width, tile)
                 return out
 

@@ -4,15 +4,15 @@
 
 Two VAEs: the demo model's (trained, 64 channels at each level, so its group norms are of two channels a group), which
 decodes encoded scenes, drawn at that size or small ones side by side; and diffusers' AutoencoderKL in SDXL's sizes with
-random weights (128 to 512 channels), which decodes noise. Tiles are those of `vae.tiling`. Beside them the same tiles
-with every group norm's statistics taken from the picture decoded at once: what is lost there is lost at the seams and
-to attention, the rest is lost to norms of each tile's own.
+random weights (128 to 512 channels), which decodes noise. Tiles are those of `vae.tiling`, with norms of their own
+(`vae.tile_norms: tile`) and of the picture scaled down (`picture`). Beside them the same tiles with every group norm's
+statistics taken from the picture decoded at once, which is the most that `picture` can reach: what is lost there is
+lost at the seams and to attention.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import random
 import sys
@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 from sdxl_optim.demo_model import data, export, networks  # noqa: E402
 from sdxl_optim.demo_model.evaluate import ssim  # noqa: E402
 from sdxl_optim.ops.tiling import tiled_decode  # noqa: E402
+from sdxl_optim.patches.norms import norms_with, reduced, statistics_of  # noqa: E402
 
 SDXL_VAE = {
     "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
@@ -35,38 +36,6 @@ SDXL_VAE = {
 }  # fmt: skip
 TILES = (512, 768)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-@contextlib.contextmanager
-def norms_of(module: nn.Module, seen: list[tuple]):
-    """While entered: an empty `seen` is filled with each group norm's statistics in the order of calls, a filled one
-    is used for them, once for each call of the module."""
-    norms = [m for m in module.modules() if isinstance(m, nn.GroupNorm)]
-    recording, calls = not seen, iter(())
-
-    def begin(*_):
-        nonlocal calls
-        calls = iter(seen)
-
-    def forward(self, x):
-        nonlocal calls
-        groups = x.float().unflatten(1, (self.num_groups, -1)).flatten(2)
-        if recording:
-            seen.append((groups.mean(2), groups.var(2, unbiased=False)))
-        mean, var = seen[-1] if recording else next(calls)
-        scaled = (groups - mean[..., None]) / (var[..., None] + self.eps).sqrt()
-        scaled = scaled.view(x.shape[0], x.shape[1], -1) * self.weight[:, None] + self.bias[:, None]
-        return scaled.view(x.shape).to(x.dtype)
-
-    hook = module.register_forward_pre_hook(begin)
-    for norm in norms:
-        norm.forward = forward.__get__(norm)
-    try:
-        yield
-    finally:
-        hook.remove()
-        for norm in norms:
-            del norm.forward
 
 
 def scenes(side: int, small: int) -> torch.Tensor:
@@ -84,21 +53,24 @@ def compare(vae, latents: torch.Tensor) -> dict[str, float]:
     """SSIM to the picture decoded at once, by size of tile in pixels."""
     decode = lambda z: vae.decoder(vae.post_quant_conv(z))  # noqa: E731
     unit = lambda x: (x.float() / 2 + 0.5).clamp(0, 1)  # noqa: E731
-    statistics: list[tuple] = []
     began = time.perf_counter()
     whole = unit(decode(latents))
     row = {"seconds_whole": time.perf_counter() - began, "deviation": float(whole.std())}
-    with norms_of(vae.decoder, statistics):
-        decode(latents)
+    of_the_whole = statistics_of(vae.decoder, lambda: decode(latents))
     for tile in TILES:
         if tile >= latents.shape[-1] * 8:
             continue
-        began = time.perf_counter()
-        own = unit(tiled_decode(decode, latents, tile // 8))
-        row[f"seconds_{tile}"] = time.perf_counter() - began
-        row[f"ssim_{tile}"] = float(ssim(own, whole))
-        with norms_of(vae.decoder, statistics):
-            row[f"ssim_{tile}_norms_of_the_whole"] = float(ssim(unit(tiled_decode(decode, latents, tile // 8)), whole))
+        ways = {
+            "tile": lambda _: {},
+            "picture": lambda side: statistics_of(vae.decoder, lambda: decode(reduced(latents, side, 1))),
+            "of_the_whole": lambda _: of_the_whole,
+        }
+        for way, statistics in ways.items():
+            began = time.perf_counter()
+            with norms_with(statistics(tile // 8)):
+                tiled = unit(tiled_decode(decode, latents, tile // 8))
+            row[f"seconds_{tile}_{way}"] = time.perf_counter() - began
+            row[f"ssim_{tile}_{way}"] = float(ssim(tiled, whole))
     return row
 
 

@@ -11,6 +11,7 @@ from skimage.metrics import structural_similarity
 
 from sdxl_optim.demo_model import data, write_diffusers
 from sdxl_optim.host.diffusers.vae import vae_as_asked
+from sdxl_optim.patches.norms import norms_with, reduced, statistics_of
 from sdxl_optim.patches.vae import (
     VaeReport,
     computes_bf16,
@@ -74,6 +75,115 @@ def test_tiles_of_a_trained_vae_look_as_the_whole(vae, picture, monkeypatch):
     assert ssim(whole, tiled) >= max(0.85, ssim(whole, theirs) - 0.005)
     assert ssim(whole, vae.decode(tiled_z).sample) >= max(0.85, ssim(whole, vae.decode(their_z).sample) - 0.005)
     assert torch.equal(vae.decode(z).sample, whole)
+
+
+@pytest.fixture(scope="module")
+def large():
+    """[1, 3, 512, 512], busier than what the VAE was trained on."""
+    rng = random.Random(3)
+    rows, _ = data.rasterise(data.sample_dense(rng), rng)
+    return data.render(torch.as_tensor(rows).float()[None], 512).float() * 2 - 1
+
+
+def norms_in(*modules) -> list[torch.nn.GroupNorm]:
+    return [m for module in modules for m in module.modules() if isinstance(m, torch.nn.GroupNorm)]
+
+
+@torch.no_grad()
+def test_with_norms_of_the_picture_tiles_look_as_the_whole(vae, large):
+    """A quarter of the picture in each tile, as with tiles of 512 for 1024×1024."""
+    z = vae.encode(large).latent_dist.mode()
+    whole, looks, codes = vae.decode(z).sample, {}, {}
+    for norms in ("tile", "picture"):
+        report = VaeReport()
+        with vae_attached(vae.encoder, vae.decoder, None, 32, report, norms=norms):
+            looks[norms] = ssim(whole, vae.decode(z).sample)
+            codes[norms] = float((vae.encode(large).latent_dist.mode() - z).square().mean())
+        assert report.facts() == ["VAE in fp32", "18 tiles"] + ["norms of the whole picture"] * (norms == "picture")
+    assert looks["picture"] >= 0.98 > looks["tile"]
+    assert codes["picture"] < codes["tile"] / 3
+    assert not any("forward" in vars(m) or m._forward_pre_hooks for m in norms_in(vae))
+    assert torch.equal(vae.decode(z).sample, whole)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_with_their_own_statistics_are_what_they_were(dtype):
+    norm, x = torch.nn.GroupNorm(4, 8).to(dtype), (torch.randn(2, 8, 5, 7) * 3 + 20).to(dtype)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    before = norm(x)
+    found = statistics_of(norm, lambda: norm(x))
+    assert [t.dtype for t in found[norm]] == [torch.float32] * 2
+    with norms_with(found):
+        after = norm(x)
+        part = norm(x[..., :3])
+    assert after.dtype == dtype
+    torch.testing.assert_close(after, before)
+    torch.testing.assert_close(part, before[..., :3])
+    assert "forward" not in vars(norm)
+
+
+@torch.no_grad()
+def test_norms_of_the_picture_are_measured_again_in_the_safer_precision(vae):
+    z = torch.randn(2, 4, 24, 16)
+    with vae_attached(vae.encoder, vae.decoder, torch.float32, 16, VaeReport(), norms="picture"):
+        right = vae.decode(z).sample
+    report, hook = VaeReport(), vae.decoder.conv_out.register_forward_hook(spoil_half)
+    try:
+        with vae_attached(vae.encoder, vae.decoder, torch.bfloat16, 16, report, norms="picture"):
+            assert torch.equal(vae.decode(z).sample, right)
+    finally:
+        hook.remove()
+    assert report.retries == ["bf16 gave a NaN; computed again in fp32"]
+
+
+@torch.no_grad()
+def test_norms_of_the_picture_come_from_a_picture_no_larger_than_a_halved_tile(vae):
+    seen = []
+
+    def run_out(module, args):
+        seen.append(args[0].shape[-2] * args[0].shape[-1])
+        if seen[-1] > 32**2:
+            raise torch.cuda.OutOfMemoryError("too large")
+
+    report, hook = VaeReport(), vae.decoder.conv_in.register_forward_pre_hook(run_out)
+    try:
+        with vae_attached(vae.encoder, vae.decoder, None, 64, report, norms="picture"):
+            assert vae.decode(torch.randn(1, 4, 48, 32)).sample.shape == (1, 3, 384, 256)
+    finally:
+        hook.remove()
+    assert report.retries == ["memory ran out; computed again in tiles of 256"]
+    assert report.norms
+    assert report.tiles == 2
+    assert len(seen) == 1 + 1 + 2  # what didn't fit, the picture thinned out, two tiles
+
+
+@torch.no_grad()
+def test_an_error_leaves_no_norms(vae):
+    calls = []
+
+    def fail_in_the_third(module, args):
+        calls.append(1)
+        assert len(calls) < 3
+
+    hook = vae.decoder.conv_out.register_forward_pre_hook(fail_in_the_third)
+    try:
+        with vae_attached(vae.encoder, vae.decoder, None, 8, VaeReport(), norms="picture"):
+            for _ in range(2):  # in a tile, then in the pass over the picture
+                with pytest.raises(AssertionError):
+                    vae.decode(torch.randn(1, 4, 16, 8))
+                assert not any("forward" in vars(m) or m._forward_pre_hooks for m in norms_in(vae))
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize(
+    ("size", "unit", "expected"),
+    [((128, 128), 1, (64, 64)), ((512, 1024), 8, (360, 720)), ((8, 40), 1, (8, 40))],
+)
+def test_no_reduced_picture_is_larger_than_a_tile(size, unit, expected):
+    assert reduced(torch.rand(1, 3, *size), 64, unit).shape == (1, 3, *expected)
 
 
 def ssim(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -228,3 +338,12 @@ def test_diffusers_tiles_and_slices_and_forgets_it(vae):
             assert vae.decode(torch.randn(2, 4, 8, 40)).sample.dtype == torch.bfloat16
     assert ways_of(vae) == before
     assert job.vae == ["VAE in bf16", "tiles of 256"]
+    assert not job.notes
+
+
+def test_diffusers_tiles_keep_norms_of_their_own_and_that_is_said(vae):
+    for tiling in (False, True):
+        models, job = SimpleNamespace(base=SimpleNamespace(vae=vae), refiner=None), JobReport()
+        with vae_as_asked(models, Vae(tiling=tiling, tile_norms="picture"), job):
+            assert not any("forward" in vars(m) for m in norms_in(vae))
+        assert [note.feature for note in job.notes] == ["VAE tile norms"] * tiling

@@ -238,6 +238,12 @@ def test_tiles(case):
     assert equal(picture(case, script), picture(case, None))  # which is smaller than a tile
     image = np.tile(noise(), (2, 4, 1))[:256, :512]
     case.img2img(image, script, **wide)
+    of_picture = {"vae": {**script["vae"], "tile_norms": "picture"}}
+    nearer = case.txt2img(of_picture, **wide)[0].pixels
+    far, near = (float(np.abs(pixels.astype(float) - whole).mean()) for pixels in (tiled, nearer))
+    assert near < far  # not by much: this VAE's weights are random
+    assert equal(picture(case, of_picture), picture(case, None))
+    case.img2img(image, of_picture, **wide)
 
 
 @pytest.mark.skipif(ON_CARD, reason="a card computes in fp16")

@@ -17,6 +17,8 @@ from sdxl_optim.settings import Vae
 if TYPE_CHECKING:
     from sdxl_optim.host.diffusers.generate import Models
 
+OWN_NORMS = "diffusers' tiles have norms of their own; norms of the picture are to be had in the WebUI alone"
+
 
 @contextmanager
 def vae_as_asked(models: Models, settings: Vae, job: JobReport) -> Iterator[None]:
@@ -30,6 +32,8 @@ def vae_as_asked(models: Models, settings: Vae, job: JobReport) -> Iterator[None
             stack.enter_context(_sliced(vae))
             if settings.tiling:
                 stack.enter_context(_tiled(vae, settings.tile_size))
+                if settings.tile_norms == "picture":
+                    job.add_note(Note("VAE tile norms", OWN_NORMS))
             if settings.tiling or settings.precision != "host":
                 dtype, reason = pick_precision(settings.precision, vae.device)
                 if reason:

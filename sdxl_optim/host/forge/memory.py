@@ -37,6 +37,7 @@ def unavailable() -> list[tuple[Path, str | bool, str]]:
         (("memory", "weights"), "fp8", WEIGHTS),
         *((("vae", "precision"), name, VAE) for name in ("auto", "fp16", "bf16", "fp32")),
         (("vae", "tiling"), True, TILING),
+        (("vae", "tile_norms"), "picture", TILING),
         (("backend", "attention"), "sdpa", ATTENTION),
     ]
 

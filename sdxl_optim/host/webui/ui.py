@@ -108,6 +108,7 @@ def _vae_and_memory(add: Callable, elem_id) -> None:
         add("vae", "precision")
     with add("vae", "tiling"):
         add("vae", "tile_size")
+        add("vae", "tile_norms")
     with gr.Accordion("Memory", open=False, elem_id=elem_id("memory_section")):
         for names in (("offload", "budget"), ("weights",), ("cudnn_tf32", "matmul_tf32")):
             with FormRow():

@@ -173,7 +173,9 @@ class VaePatch:
             self._report.add_note(Note("VAE tiling", text, refused=False))
         wanted = None if self._settings.vae.precision == "host" else dtype
         self._undo.enter_context(
-            vae_attached(vae.encoder, vae.decoder, wanted, tile, self._seen, self._relieve)
+            vae_attached(
+                vae.encoder, vae.decoder, wanted, tile, self._seen, self._relieve, self._settings.vae.tile_norms
+            )
         )
 
     def tell(self) -> None:
