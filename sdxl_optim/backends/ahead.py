@@ -6,14 +6,14 @@ in a captured call they cost hardly any time beside the image's large ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from sdxl_optim.backends.interface import Tensors
-from sdxl_optim.patches.attribute import replaced
+from sdxl_optim.patches.attribute import forwards_replaced
 
 GROUP = 16  # layers that the call waits for at once
 
@@ -50,7 +50,8 @@ class Ahead:
 
             return look
 
-        with _each_replaced([module for module in unet.modules() if isinstance(module, nn.Linear)], make):
+        linear = [module for module in unet.modules() if isinstance(module, nn.Linear)]
+        with forwards_replaced((layer, make(layer)) for layer in linear):
             yield
         places = [(layer, place) for layer, place in seen.items() if place is not None]
         self._found = {layer: (place, k // GROUP) for k, (layer, place) in enumerate(places)}
@@ -72,7 +73,7 @@ class Ahead:
 
         self._start(inputs)
         try:
-            with _each_replaced(self._found, make):
+            with forwards_replaced((layer, make(layer)) for layer in self._found):
                 yield
         finally:
             self._end()
@@ -119,11 +120,3 @@ def _is_same(x: torch.Tensor, given: torch.Tensor) -> bool:
         and x.stride() == given.stride()
         and x.dtype == given.dtype
     )
-
-
-@contextmanager
-def _each_replaced(layers, make: Callable[[nn.Module], Callable]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for layer in layers:
-            stack.enter_context(replaced(layer, "forward", make(layer)))
-        yield

@@ -7,7 +7,7 @@ comes in as a tensor, what it keeps goes out as one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from sdxl_optim.backends.interface import Kind, Tensors
 from sdxl_optim.backends.lean import lean_forwards
 from sdxl_optim.errors import Unsupported
-from sdxl_optim.patches.attribute import replaced
+from sdxl_optim.patches.attribute import forwards_replaced
 
 HALF = (torch.float16, torch.bfloat16)
 Around = Callable[[Tensors], AbstractContextManager]
@@ -127,8 +127,6 @@ def bare_half(unet: nn.Module) -> Iterator[None]:
 
     The results are those of autocast to the last rounding: a norm's fp32 output was rounded by the layer that follows.
     """
-    with ExitStack() as stack:
-        for module, forward in lean_forwards(unet):
-            stack.enter_context(replaced(module, "forward", lambda original, forward=forward: forward))
-        stack.enter_context(torch.autocast(next(unet.parameters()).device.type, enabled=False))
+    lean = ((module, lambda original, forward=forward: forward) for module, forward in lean_forwards(unet))
+    with forwards_replaced(lean), torch.autocast(next(unet.parameters()).device.type, enabled=False):
         yield

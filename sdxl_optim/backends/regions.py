@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from sdxl_optim.backends.ahead import Ahead
 from sdxl_optim.backends.body import Arguments
 from sdxl_optim.backends.foreign import is_untouched
-from sdxl_optim.patches.attribute import replaced
+from sdxl_optim.patches.attribute import forwards_replaced
 
 NAMES = ("ResBlock", "BasicTransformerBlock", "ResnetBlock2D")  # of the ldm/sgm UNets, and of diffusers'
 
@@ -54,7 +54,7 @@ class Regions:
 
             return count
 
-        with _each_replaced(regions, make):
+        with forwards_replaced((region.module, make(region)) for region in regions):
             yield missing
 
     @contextmanager
@@ -78,7 +78,7 @@ class Regions:
 
             return compiled
 
-        with _each_replaced(regions, make):
+        with forwards_replaced((region.module, make(region)) for region in regions):
             yield
 
     def clear(self) -> None:
@@ -130,9 +130,8 @@ class Region:
         def function(*tensors):
             args, kwargs = arguments.put_together(tensors[:n])
             weights = {f"module.{name}": weight for name, weight in zip(self._names, tensors[n + m :], strict=True)}
-            with ExitStack() as stack:
-                for layer, result in zip(layers, tensors[n : n + m], strict=True):
-                    stack.enter_context(replaced(layer, "forward", lambda _, result=result: lambda x: result))
+            made = zip(layers, tensors[n : n + m], strict=True)
+            with forwards_replaced((layer, lambda _, result=result: lambda x: result) for layer, result in made):
                 return [functional_call(call, weights, args, kwargs)]
 
         made = [ahead.result(layer) for layer in layers]
@@ -163,11 +162,3 @@ def _plain(attributes: dict) -> Iterator[tuple]:
             yield name, value
         elif isinstance(value, (tuple, list)) and all(isinstance(v, (bool, int, float, str)) for v in value):
             yield name, tuple(value)
-
-
-@contextmanager
-def _each_replaced(regions: list[Region], make: Callable[[Region], Callable]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for region in regions:
-            stack.enter_context(replaced(region.module, "forward", make(region)))
-        yield

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 
 
 @contextmanager
@@ -30,3 +30,12 @@ def replaced(target: object, name: str, make: Callable) -> Iterator[None]:
                 setattr(target, name, original)
             else:
                 delattr(target, name)
+
+
+@contextmanager
+def forwards_replaced(makes: Iterable[tuple[object, Callable]]) -> Iterator[None]:
+    """While entered, each module's `forward` is its make(original). makes: (module, make)."""
+    with ExitStack() as stack:
+        for module, make in makes:
+            stack.enter_context(replaced(module, "forward", make))
+        yield

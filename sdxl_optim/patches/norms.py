@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from sdxl_optim.patches.attribute import replaced
+from sdxl_optim.patches.attribute import forwards_replaced
 
 Statistics = dict[nn.GroupNorm, tuple[torch.Tensor, torch.Tensor]]  # mean and variance, [B, groups] in fp32
 
@@ -55,9 +55,7 @@ def statistics_of(module: nn.Module, run: Callable[[], object]) -> Statistics:
 @contextmanager
 def norms_with(statistics: Statistics) -> Iterator[None]:
     """While entered, these group norms use these statistics instead of those of what they are called with."""
-    with ExitStack() as stack:
-        for norm, (mean, variance) in statistics.items():
-            stack.enter_context(replaced(norm, "forward", partial(_forward, norm, mean, variance)))
+    with forwards_replaced((norm, partial(_forward, norm, *found)) for norm, found in statistics.items()):
         yield
 
 
