@@ -14,6 +14,7 @@ from sdxl_optim.memory.lane import Lane
 from sdxl_optim.memory.pieces import LIMIT, Arena, Piece, split
 
 SLOTS = 2  # one piece computes, the next one arrives
+FEW = 12  # tensors: a convolution has two, a residual block twelve, a transformer block twice as many
 GROUP = 256_000_000  # bytes that come and go together, or less in a small part
 GROUPS = 8  # of a small part
 
@@ -197,8 +198,11 @@ class Part:
         if surplus == 0 or (amount and 0 <= surplus <= max(2 * step, SLOTS * self.largest)):
             return
         amount = -(-amount // step) * step
-        large = [p for p in self.pieces if p.nbytes >= self.largest // 4]  # a fetch costs time of its own, too
-        candidates = large if sum(p.nbytes for p in large) >= amount else self.pieces
+        # A fetch costs time of its own, too, and each tensor of it.
+        large = [p for p in self.pieces if p.nbytes >= self.largest // 4]
+        few = [p for p in large if len(p.items) <= FEW]
+        enough = (pieces for pieces in (few, large) if sum(p.nbytes for p in pieces) >= amount)
+        candidates = next(enough, self.pieces)
         chosen = spread([p.nbytes for p in candidates], amount) if amount else set()
         streamed = {candidates[i] for i in chosen}
         if streamed == self.streamed:
