@@ -70,6 +70,7 @@ class Tape:
     name = "cudagraph"
     captures = True
     bakes_weights = False
+    layout = None
 
     def __init__(self):
         self.prepared = self.replays = self.released = 0

@@ -1,7 +1,8 @@
 """Layers that read nothing but a call's own inputs run beside it, on a second stream: the text's keys and values.
 
 SDXL makes 140 products of the prompt in each call. Each is too small to fill a card, but they wait for nothing, so that
-in a captured call they cost hardly any time beside the image's large ones.
+in a captured call they cost hardly any time beside the image's large ones. Those whose weights lie side by side are
+one.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from sdxl_optim.backends.interface import Tensors
+from sdxl_optim.backends.layout import side_by_side
 from sdxl_optim.patches.attribute import forwards_replaced
-
-GROUP = 16  # layers that the call waits for at once
 
 
 class Ahead:
@@ -23,7 +24,8 @@ class Ahead:
 
     def __init__(self, stream: torch.cuda.Stream | None = None):
         self._stream = stream
-        self._found: dict[nn.Module, tuple[int, int]] = {}  # (the input that it reads, its group), as they are called
+        self._groups: list[tuple[int, list[nn.Linear]]] = []  # (the input that they read, layers with one product)
+        self._found: dict[nn.Module, int] = {}  # the number of its group, in the order of the calls
         self._results: dict[nn.Module, torch.Tensor] = {}
         self._events: list[torch.cuda.Event] = []  # of each group's end
         self._awaited = 0  # groups
@@ -53,8 +55,23 @@ class Ahead:
         linear = [module for module in unet.modules() if isinstance(module, nn.Linear)]
         with forwards_replaced((layer, make(layer)) for layer in linear):
             yield
-        places = [(layer, place) for layer, place in seen.items() if place is not None]
-        self._found = {layer: (place, k // GROUP) for k, (layer, place) in enumerate(places)}
+        self._groups = []
+        for layer, place in seen.items():
+            if place is not None:
+                self._add(layer, place)
+        self._found = {layer: k for k, (_, layers) in enumerate(self._groups) for layer in layers}
+
+    def _add(self, layer: nn.Linear, place: int) -> None:
+        last_place, last = self._groups[-1] if self._groups else (None, [])
+        if place == last_place and side_by_side([*last, layer]) is not None:
+            last.append(layer)
+        else:
+            self._groups.append((place, [layer]))
+
+    def width(self, layer: nn.Module) -> int:
+        """Of the product that the layer's result is a part of."""
+        _, layers = self._groups[self._found[layer]]
+        return sum(layer.out_features for layer in layers)
 
     @contextmanager
     def running(self, inputs: Tensors) -> Iterator[None]:
@@ -64,7 +81,7 @@ class Ahead:
         """
 
         def make(layer: nn.Module):
-            given = inputs[self._found[layer][0]]
+            given = inputs[self._groups[self._found[layer]][0]]
 
             def hand_out(original):
                 return lambda x: self.result(layer) if _is_same(x, given) else original(x)
@@ -80,7 +97,7 @@ class Ahead:
 
     def result(self, layer: nn.Module) -> torch.Tensor:
         """Of a found layer, while `running` is entered."""
-        self._wait_for(self._found[layer][1])
+        self._wait_for(self._found[layer])
         return self._results[layer]
 
     def warm_up(self, inputs: Tensors) -> None:
@@ -92,15 +109,22 @@ class Ahead:
     def _start(self, inputs: Tensors) -> None:
         self._events, self._awaited = [], 0
         if self._stream is None or not self._found:
-            self._results = {layer: layer(inputs[place]) for layer, (place, _) in self._found.items()}
+            for group in self._groups:
+                self._make(*group, inputs)
             return
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            for layer, (place, group) in self._found.items():
-                if group > len(self._events):
-                    self._events.append(self._stream.record_event())
-                self._results[layer] = layer(inputs[place])
-            self._events.append(self._stream.record_event())
+            for group in self._groups:
+                self._make(*group, inputs)
+                self._events.append(self._stream.record_event())
+
+    def _make(self, place: int, layers: list[nn.Linear], inputs: Tensors) -> None:
+        weight = side_by_side(layers) if len(layers) > 1 else None
+        if weight is None:
+            self._results |= {layer: layer(inputs[place]) for layer in layers}
+        else:
+            parts = F.linear(inputs[place], weight).chunk(len(layers), -1)
+            self._results |= zip(layers, parts, strict=True)
 
     def _wait_for(self, group: int) -> None:
         if self._awaited <= group < len(self._events):

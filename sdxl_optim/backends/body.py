@@ -127,6 +127,5 @@ def bare_half(unet: nn.Module) -> Iterator[None]:
 
     The results are those of autocast to the last rounding: a norm's fp32 output was rounded by the layer that follows.
     """
-    lean = ((module, lambda original, forward=forward: forward) for module, forward in lean_forwards(unet))
-    with forwards_replaced(lean), torch.autocast(next(unet.parameters()).device.type, enabled=False):
+    with forwards_replaced(lean_forwards(unet)), torch.autocast(next(unet.parameters()).device.type, enabled=False):
         yield

@@ -19,6 +19,8 @@ import torch
 from sdxl_optim.backends.ahead import Ahead
 from sdxl_optim.backends.environment import Environment
 from sdxl_optim.backends.interface import Tensors
+from sdxl_optim.backends.layout import Layout
+from sdxl_optim.backends.lean import LARGE
 from sdxl_optim.backends.static import Buffers, StaticCall
 from sdxl_optim.backends.watch import Watch
 
@@ -30,6 +32,7 @@ class CudaGraph:
     name = "cudagraph"
     captures = True
     bakes_weights = False
+    layout = Layout(channels_last_from=LARGE)
 
     def __init__(self):
         self._buffers = Buffers()

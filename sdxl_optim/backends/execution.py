@@ -6,7 +6,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from torch import nn
 from sdxl_optim.backends.body import Arguments, UNetBody, can_run_bare, split
 from sdxl_optim.backends.foreign import foreign_python, global_python, replaced_forward
 from sdxl_optim.backends.interface import Backend, Kind, Prepared, Progress
+from sdxl_optim.backends.layout import Laid
 from sdxl_optim.backends.switches import has_fp16_accumulation
 from sdxl_optim.errors import Unsupported
 from sdxl_optim.patches.attribute import replaced
@@ -69,6 +70,8 @@ class Execution:
         self._entries: OrderedDict[Hashable, Entry] = OrderedDict()
         self._failed: dict[Hashable, str] = {}
         self._weights: weakref.WeakKeyDictionary[nn.Module, Weights] = weakref.WeakKeyDictionary()
+        self._laid: weakref.WeakKeyDictionary[nn.Module, Laid] = weakref.WeakKeyDictionary()
+        self._laid_out: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # UNets whose weights lie as the backend wants
 
     @contextmanager
     def attached(self, unet: nn.Module, caller: Caller) -> Iterator[None]:
@@ -79,6 +82,7 @@ class Execution:
             reason = error.reason
         if reason:
             caller.report.add_note(Note(f"backend {self.backend.name}", reason))
+            self.release()  # the calls are the stock ones, over weights as they were
             yield
             return
         caller.report.execution.backend = self.backend.name
@@ -103,9 +107,12 @@ class Execution:
         return len(self._entries)
 
     def release(self) -> None:
-        """Free everything that was prepared."""
+        """Free everything that was prepared, and leave the weights as they were."""
         self._entries.clear()
         self.backend.release()
+        self._laid_out.clear()
+        for laid in self._laid.values():
+            laid.undo()
 
     # --- one call
 
@@ -142,7 +149,8 @@ class Execution:
             caller.report.execution.count_replay(entry.eager_seconds - entry.replay_seconds)
             return (out,)
         if out_of_memory:  # after the exception, which holds what was computed so far
-            self.release()
+            with suppress(torch.cuda.OutOfMemoryError):
+                self.release()
         return None
 
     def _key(self, unet: nn.Module, kind: Kind, arguments: Arguments) -> Hashable:
@@ -159,6 +167,15 @@ class Execution:
         for key in [key for key, entry in self._entries.items() if entry.unet() in (None, unet)]:
             del self._entries[key]
         self._failed = {key: reason for key, reason in self._failed.items() if key[0] != id(unet)}
+        self._laid_out.discard(unet)
+
+    def _lay_out(self, unet: nn.Module) -> None:
+        """Once, before the first call of `unet` is prepared: what was captured reads weights where they lie."""
+        if self.backend.layout is None or unet in self._laid_out:
+            return
+        self._laid_out.add(unet)
+        self.backend.layout.apply(unet, self._laid.setdefault(unet, Laid()))
+        self._weights[unet] = self._weights[unet].again()
 
     def _prepare(self, body: UNetBody, inputs) -> tuple[Entry, list[torch.Tensor]]:
         """The prepared call and its outputs for `inputs`, compared with the stock call's."""
@@ -166,6 +183,7 @@ class Execution:
         if not self._entries:
             stock(inputs)  # the first call of all is slow for reasons of its own
         expected, eager_seconds = _timed(lambda: stock(inputs), inputs)
+        self._lay_out(body.unet)
         started = time.perf_counter()
         try:
             prepared = self.backend.prepare(body, inputs, self._progress)
@@ -214,6 +232,10 @@ class Weights:
         self._surroundings = surroundings
         unet = self._unet()
         return _addresses([*unet.parameters(), *unet.buffers()]) != self._addresses
+
+    def again(self) -> Weights:
+        """The same, as they lie now."""
+        return Weights(self._unet(), self._surroundings)
 
     def version(self) -> int:
         """Another number after each change in place."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -20,10 +21,12 @@ from sdxl_optim.backends.ahead import Ahead
 from sdxl_optim.backends.cudagraph import CudaGraph
 from sdxl_optim.backends.environment import Environment
 from sdxl_optim.backends.interface import Tensors
+from sdxl_optim.backends.layout import Layout
 from sdxl_optim.backends.regions import Region, Regions, regions_of
 from sdxl_optim.errors import Unsupported
 from sdxl_optim.words import words
 
+SHORT_ROW = 2048
 MOST_SHAPES = 8  # of the UNet's inputs that are compiled for in one session
 CACHE_VARIABLES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 
@@ -36,6 +39,7 @@ class Inductor:
 
     def __init__(self, cache: Path | None = None):
         self.captures = torch.cuda.is_available()
+        self.layout = Layout(channels_last_from=0) if self.captures else None
         self._graphs = CudaGraph()
         self._regions = Regions(_compile)
         self._shapes: set[tuple] = set()
@@ -107,10 +111,40 @@ def _compile(graph: torch.fx.GraphModule, examples: list[torch.Tensor]):
         options["pattern_matcher"] = False  # its patterns take long to load and find nothing in these blocks
     while True:
         try:
-            return torch._inductor.compile(graph, examples, options=options)
+            with _short_rows_at_once():
+                return torch._inductor.compile(graph, examples, options=options)
         except OSError as error:
             if not _removed_broken_library(error):
                 raise
+
+
+@contextmanager
+def _short_rows_at_once() -> Iterator[None]:
+    """While entered, a kernel that sums up rows of a token's size holds the whole row: torch does it up to 1024, and
+    SDXL's tokens have 1280. (A newer torch asks somebody; an older one has it as it was.)"""
+    try:
+        from torch._inductor.choices import InductorChoices
+        from torch._inductor.virtualized import V
+    except ImportError:
+        yield
+        return
+
+    class Choices(InductorChoices):
+        @staticmethod
+        def should_use_persistent_reduction(features, cooperative_reduction: bool) -> bool:
+            if InductorChoices.should_use_persistent_reduction(features, cooperative_reduction):
+                return True
+            return not cooperative_reduction and _is_short_row(features)
+
+    with V.set_choices_handler(Choices()):
+        yield
+
+
+def _is_short_row(features) -> bool:
+    from torch._inductor.runtime.hints import ReductionHint
+
+    size = features.reduction_numel
+    return features.get_reduction_hint() == ReductionHint.INNER and size.is_number and int(size) <= SHORT_ROW
 
 
 def _removed_broken_library(error: OSError) -> bool:

@@ -13,23 +13,43 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from sdxl_optim.backends.layout import OneProduct, side_by_side, together
+
+LARGE = 1024  # channels of a convolution whose weights are more to read than its pictures
+
 
 def lean_forwards(unet: nn.Module) -> Iterator[tuple[nn.Module, object]]:
-    """(layer, its other forward) for the layers inside `unet` that have one."""
+    """(layer, make(its forward) → its other forward) for the layers inside `unet` that have one."""
     for module in unet.modules():
         if isinstance(module, nn.GroupNorm) and module.weight is not None:
             yield module, _group_norm_of(module)
         elif type(module).__name__ == "GEGLU" and isinstance(getattr(module, "proj", None), nn.Linear):
             yield module, _geglu_of(module)
+        elif isinstance(module, nn.Conv2d) and min(module.weight.shape[:2]) >= LARGE:
+            yield module, _same_order
+        elif (layers := together(module)) and (weight := side_by_side(layers)) is not None:
+            yield from OneProduct(layers, weight).makes()
+
+
+def _same_order(original):
+    """A convolution with weights channels-last gives such a picture; where it was given another, so is its result."""
+
+    def forward(x):
+        out = original(x)
+        return out.contiguous() if x.is_contiguous() else out
+
+    return forward
 
 
 def _group_norm_of(norm: nn.GroupNorm):
+    """make(its forward) → another."""
+
     def forward(x):
         if type(x) is torch.Tensor and x.is_cuda and x.is_contiguous() and few_groups(x, norm.num_groups):
             return spread_group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
         return F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
-    return forward
+    return lambda _: forward
 
 
 def few_groups(x: torch.Tensor, groups: int) -> bool:
@@ -67,7 +87,7 @@ def _geglu_of(layer: nn.Module):
             return value * F.gelu(gate)
         return geglu(x, proj.weight, proj.bias)
 
-    return forward
+    return lambda _: forward
 
 
 def geglu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

@@ -16,13 +16,21 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from sdxl_optim.backends.ahead import Ahead
 from sdxl_optim.backends.body import Arguments
 from sdxl_optim.backends.foreign import is_untouched
+from sdxl_optim.backends.fused import fused
+from sdxl_optim.backends.layout import OneProduct, side_by_side, together
 from sdxl_optim.patches.attribute import forwards_replaced
 
-NAMES = ("ResBlock", "BasicTransformerBlock", "ResnetBlock2D")  # of the ldm/sgm UNets, and of diffusers'
+# Of the ldm/sgm UNets, and of diffusers'. The larger ones come first: their parts are compiled by themselves only where
+# they can't be.
+NAMES = (
+    ("SpatialTransformer", "Transformer2DModel"),
+    ("ResBlock", "ResnetBlock2D", "BasicTransformerBlock", "Upsample", "Downsample", "Upsample2D", "Downsample2D"),
+)
 
 Compiler = Callable[[torch.fx.GraphModule, list[torch.Tensor]], Callable]
 
@@ -32,7 +40,7 @@ class Regions:
 
     def __init__(self, compiler: Compiler):
         self._compiler = compiler
-        self._compiled: dict[Hashable, Callable] = {}
+        self._compiled: dict[Hashable, tuple[Callable, object]] = {}  # with the structure of what the block returns
 
     def __len__(self) -> int:
         return len(self._compiled)
@@ -63,20 +71,20 @@ class Regions:
         yet is when it is first called."""
 
         def make(region: Region):
-            def compiled(original):
+            def run_compiled(original):
                 def forward(*args, **kwargs):
                     arguments = Arguments(args, kwargs)
                     key = region.key(arguments, ahead)
                     if key not in self._compiled:
                         on_compile()
-                        self._compiled[key] = self._compiler(*region.trace(original, arguments, ahead))
-                    made = [ahead.result(layer) for layer in region.layers_of(ahead).values()]
-                    (out,) = self._compiled[key](*arguments.tensors, *made, *region.weights())
-                    return out
+                        graph, examples, structure = region.trace(original, arguments, ahead)
+                        self._compiled[key] = self._compiler(graph, examples), structure
+                    compiled, structure = self._compiled[key]
+                    return tree_unflatten(compiled(*arguments.tensors, *region.given(ahead)), structure)
 
                 return forward
 
-            return compiled
+            return run_compiled
 
         with forwards_replaced((region.module, make(region)) for region in regions):
             yield
@@ -86,8 +94,17 @@ class Regions:
 
 
 def regions_of(unet: nn.Module) -> list[Region]:
-    """The blocks of `unet` that can be compiled: those in which nobody else's Python runs."""
-    return [Region(m) for m in unet.modules() if type(m).__name__ in NAMES and is_untouched(m)]
+    """The blocks of `unet` that can be compiled: those in which nobody else's Python runs. None is inside another."""
+    regions, inside = [], set()
+    out = getattr(unet, "out", None)  # of the ldm/sgm layout
+    if isinstance(out, nn.Sequential) and is_untouched(out):
+        regions.append(Region(out))
+    for names in NAMES:
+        for module in unet.modules():
+            if type(module).__name__ in names and module not in inside and is_untouched(module):
+                regions.append(Region(module))
+                inside.update(module.modules())
+    return regions
 
 
 class Region:
@@ -105,38 +122,65 @@ class Region:
     def weights(self) -> list[torch.Tensor]:
         return [*self.module.parameters(), *self.module.buffers()]
 
+    def products(self) -> list[tuple[list[nn.Linear], torch.Tensor]]:
+        """(layers that read one tensor, their weights as one) where these lie side by side."""
+        found = ((layers, side_by_side(layers)) for layers in map(together, self.module.modules()) if layers)
+        return [(layers, weight) for layers, weight in found if weight is not None]
+
     def layers_of(self, ahead: Ahead) -> dict[str, nn.Module]:
         """Those in this block that run ahead: their results are given to it."""
         return {name: layer for name, layer in self.module.named_modules() if layer in ahead} if len(ahead) else {}
 
+    def given(self, ahead: Ahead) -> list[torch.Tensor]:
+        """What the compiled code takes behind the call's own tensors."""
+        made = [ahead.result(layer) for layer in self.layers_of(ahead).values()]
+        return [*made, *(weight for _, weight in self.products()), *self.weights()]
+
     def key(self, arguments: Arguments, ahead: Ahead) -> Hashable:
         layouts = tuple((t.shape, t.stride(), t.dtype, t.device) for t in (*arguments.tensors, *self.weights()))
-        given = tuple(self.layers_of(ahead))
+        made = tuple((name, ahead.width(layer)) for name, layer in self.layers_of(ahead).items())
+        given = made, len(self.products())
         return self._structure, arguments.signature().structure, layouts, given, torch.is_autocast_enabled()
 
     def trace(
         self, original: Callable, arguments: Arguments, ahead: Ahead
-    ) -> tuple[torch.fx.GraphModule, list[torch.Tensor]]:
-        """The block's operations as a graph over the call's tensors, what runs ahead and the block's weights, and
-        examples of these.
+    ) -> tuple[torch.fx.GraphModule, list[torch.Tensor], object]:
+        """The block's operations as a graph over the call's tensors and what is `given`; examples of these; the
+        structure of what the block returns.
 
         It is traced by running it, so whatever its layers' Python does (a LoRA's hook, say) is done then and is no
-        part of the graph.
+        part of the graph. A picture comes out in the order in which the block's convolutions lie, or what it was
+        given.
         """
         call = _Call(self.module, original)
-        layers = list(self.layers_of(ahead).values())
-        n, m = len(arguments.tensors), len(layers)
+        layers, products = list(self.layers_of(ahead).values()), [layers for layers, _ in self.products()]
+        n, structures = len(arguments.tensors), []
+        order = _order_of([*arguments.tensors, *self.weights()])
 
         def function(*tensors):
-            args, kwargs = arguments.put_together(tensors[:n])
-            weights = {f"module.{name}": weight for name, weight in zip(self._names, tensors[n + m :], strict=True)}
-            made = zip(layers, tensors[n : n + m], strict=True)
-            with forwards_replaced((layer, lambda _, result=result: lambda x: result) for layer, result in made):
-                return [functional_call(call, weights, args, kwargs)]
+            rest = iter(tensors[n:])
+            made = [(layer, _returning(next(rest))) for layer in layers]
+            as_one = [make for group in products for make in OneProduct(group, next(rest)).makes()]
+            weights = {f"module.{name}": weight for name, weight in zip(self._names, rest, strict=True)}
+            with fused(self.module, tensors[:n]), forwards_replaced([*made, *as_one]):
+                out = functional_call(call, weights, *arguments.put_together(tensors[:n]))
+            leaves, structure = tree_flatten(out)
+            structures.append(structure)
+            return [leaf.contiguous(memory_format=order) if leaf.dim() == 4 else leaf for leaf in leaves]
 
-        made = [ahead.result(layer) for layer in layers]
-        examples = [tensor.detach() for tensor in (*arguments.tensors, *made, *self.weights())]
-        return make_fx(function, tracing_mode="fake")(*examples), examples
+        examples = [tensor.detach() for tensor in (*arguments.tensors, *self.given(ahead))]
+        graph = make_fx(function, tracing_mode="fake")(*examples)
+        return graph, examples, structures[-1]
+
+
+def _returning(result: torch.Tensor):
+    return lambda _: lambda x: result
+
+
+def _order_of(tensors: list[torch.Tensor]) -> torch.memory_format:
+    pictures = (t for t in tensors if t.dim() == 4)
+    last = any(t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() for t in pictures)
+    return torch.channels_last if last else torch.contiguous_format
 
 
 class _Call(nn.Module):

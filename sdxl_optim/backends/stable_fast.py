@@ -18,6 +18,7 @@ class StableFast:
     name = "stable-fast"
     captures = True
     bakes_weights = False  # preserve_parameters
+    layout = None
 
     def __init__(self, cache: Path | None = None):
         self._graphs = CudaGraph()

@@ -16,6 +16,8 @@ import ldm_unet
 from host_loop import plan_for
 
 from sdxl_optim.backends.body import bare_half
+from sdxl_optim.backends.layout import OneProduct, of_the_text, side_by_side
+from sdxl_optim.patches.attribute import forwards_replaced
 from sdxl_optim.run import Run
 from sdxl_optim.schedule import Loop, Rows
 
@@ -104,13 +106,21 @@ def bare(model: Model):
 
 @contextlib.contextmanager
 def same_call(model: Model):
-    """Eager calls of what a backend prepares."""
+    """Eager calls of what a backend prepares, while the weights lie as it wants them."""
     before, model.casting = model.casting, contextlib.nullcontext
     try:
-        with bare_half(model.unet):
+        with bare_half(model.unet), forwards_replaced(_text_as_one_product(model.unet)):
             yield
     finally:
         model.casting = before
+
+
+def _text_as_one_product(unet):
+    """A prepared call makes these ahead."""
+    for module in unet.modules():
+        layers = of_the_text(module)
+        if layers and (weight := side_by_side(layers)) is not None:
+            yield from OneProduct(layers, weight).makes()
 
 
 def wait() -> None:

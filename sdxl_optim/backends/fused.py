@@ -1,0 +1,75 @@
+"""Where a block is traced for inductor: the operations that our own Triton kernels stand in for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib.util import find_spec
+from types import ModuleType
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from sdxl_optim.patches.attribute import forwards_replaced
+
+
+@contextmanager
+def fused(block: nn.Module, given: Sequence[torch.Tensor]) -> Iterator[None]:
+    """While entered, `block` attends to few keys and normalises what it is `given` by our own kernels, where it is on a
+    card and these can be."""
+    kernels = _kernels() if _is_on_a_card(given[0]) else None
+    if kernels is None:
+        yield
+        return
+    norms = ((module, _norm_of(module, given, kernels)) for module in block.modules() if _is_norm(module))
+    with forwards_replaced(norms), _Attention(kernels):
+        yield
+
+
+def _is_on_a_card(tensor: torch.Tensor) -> bool:
+    return tensor.is_cuda and torch.version.hip is None
+
+
+@lru_cache
+def _kernels() -> ModuleType | None:
+    if find_spec("triton") is None or not hasattr(torch.library, "custom_op"):
+        return None
+    from sdxl_optim.backends import kernels
+
+    return kernels
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.GroupNorm) and module.weight is not None
+
+
+def _norm_of(norm: nn.GroupNorm, given: Sequence[torch.Tensor], kernels: ModuleType):
+    """What is not given is better computed, and normalised, by one kernel of the compiler's."""
+
+    def make(original):
+        def forward(x):
+            if any(x is t for t in given) and x.is_contiguous(memory_format=torch.channels_last):
+                return kernels.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+            return original(x)
+
+        return forward
+
+    return make
+
+
+class _Attention(TorchFunctionMode):
+    def __init__(self, kernels: ModuleType):
+        super().__init__()
+        self._kernels = kernels
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is nn.functional.scaled_dot_product_attention and self._is_plain(*args, **(kwargs or {})):
+            q, k, v = (*args, *(kwargs or {}).values())[:3]
+            return self._kernels.short_attention(q, k, v)
+        return func(*args, **(kwargs or {}))
+
+    def _is_plain(self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **more) -> bool:
+        plain = attn_mask is None and not dropout_p and not is_causal and not any(more.values())
+        return plain and self._kernels.takes_short_attention(query, key)

@@ -1,0 +1,118 @@
+"""Weights laid out as prepared calls read them fastest. Their values, shapes and types stay, and so does the host's
+model: a LoRA merges into them as ever.
+
+Convolutions have theirs channels-last, which is how a card's matrix units take them: otherwise each call brings them
+into that order anew. Layers that read the same tensor have theirs side by side in memory, so that their products can be
+one: the three of a self-attention, and all that a row of transformer blocks makes of the text.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+QKV = ("to_q", "to_k", "to_v")  # of the ldm/sgm attention, and of diffusers'
+
+
+@dataclass(frozen=True)
+class Layout:
+    """channels_last_from: convolutions of so many channels on both sides, and of more, have their weights
+    channels-last."""
+
+    channels_last_from: int
+
+    def apply(self, unet: nn.Module, laid: Laid) -> None:
+        for module in unet.modules():
+            if isinstance(module, nn.Conv2d) and min(module.weight.shape[:2]) >= self.channels_last_from:
+                laid.bring_channels_last(module)
+            elif (layers := together(module) or of_the_text(module)) and side_by_side(layers) is None:
+                laid.bring_together(layers)
+
+
+class Laid:
+    """What was laid out in a UNet, again and again where its weights were moved in between."""
+
+    def __init__(self):
+        self._changed: weakref.WeakKeyDictionary[nn.Module, Callable] = weakref.WeakKeyDictionary()
+
+    def bring_channels_last(self, layer: nn.Conv2d) -> None:
+        if layer.weight.is_contiguous() and not layer.weight.is_contiguous(memory_format=torch.channels_last):
+            layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
+            self._changed[layer] = torch.Tensor.contiguous
+
+    def bring_together(self, layers: list[nn.Linear]) -> None:
+        parts = torch.cat([layer.weight.data for layer in layers]).chunk(len(layers))
+        for layer, part in zip(layers, parts, strict=True):
+            layer.weight.data = part
+            self._changed[layer] = torch.Tensor.clone
+
+    def undo(self) -> None:
+        """Every weight is by itself again, and in torch's own order."""
+        for layer, as_it_was in list(self._changed.items()):
+            layer.weight.data = as_it_was(layer.weight.data)
+            del self._changed[layer]
+
+
+def together(module: nn.Module) -> list[nn.Linear] | None:
+    """The layers of an attention that make its queries, keys and values of one tensor, or None."""
+    layers = [getattr(module, name, None) for name in QKV]
+    return layers if _are_alike(layers) else None
+
+
+def of_the_text(module: nn.Module) -> list[nn.Linear] | None:
+    """The layers of a row of transformer blocks that make keys and values of the text, or None."""
+    attentions = [getattr(block, "attn2", None) for block in getattr(module, "transformer_blocks", ())]
+    layers = [getattr(attention, name, None) for attention in attentions for name in QKV[1:]]
+    return layers if _are_alike(layers) and not any(map(together, attentions)) else None
+
+
+def _are_alike(layers: list) -> bool:
+    if not (layers and all(isinstance(layer, nn.Linear) and layer.bias is None for layer in layers)):
+        return False
+    first = layers[0].weight
+    return all(layer.weight.shape == first.shape and layer.weight.dtype == first.dtype for layer in layers)
+
+
+def side_by_side(layers: list[nn.Linear]) -> torch.Tensor | None:
+    """The layers' weights as one, [sum of their outputs, inputs], where they lie so; None otherwise."""
+    if not _are_alike(layers):
+        return None
+    first = layers[0].weight
+    places = (first.data_ptr() + k * first.nbytes for k in range(len(layers)))
+    lie_so = all(
+        layer.weight.data_ptr() == place and layer.weight.is_contiguous()
+        for layer, place in zip(layers, places, strict=True)
+    )
+    if not lie_so or first.untyped_storage().data_ptr() != layers[-1].weight.untyped_storage().data_ptr():
+        return None
+    rows, columns = first.shape
+    return first.detach().as_strided((len(layers) * rows, columns), (columns, 1))
+
+
+class OneProduct:
+    """The layers' forwards while their products are made as one of `weight`, where they are given one tensor."""
+
+    def __init__(self, layers: list[nn.Linear], weight: torch.Tensor):
+        self._layers, self._weight = layers, weight
+        self._given: torch.Tensor | None = None
+        self._results: list[torch.Tensor] = []
+
+    def makes(self) -> Iterator[tuple[nn.Linear, object]]:
+        """(layer, make) for `forwards_replaced`."""
+        for k, layer in enumerate(self._layers):
+            yield layer, lambda original, k=k: lambda x: self._result(k, x, original)
+
+    def _result(self, k: int, x: torch.Tensor, original) -> torch.Tensor:
+        if k == 0:
+            self._given = x
+            self._results = list(nn.functional.linear(x, self._weight).chunk(len(self._layers), -1))
+        elif x is not self._given:
+            return original(x)
+        result, self._results[k] = self._results[k], None
+        if not any(r is not None for r in self._results):
+            self._given, self._results = None, []
+        return result
