@@ -16,6 +16,7 @@ from functools import partial
 
 import torch
 
+from sdxl_optim.backends import nodes
 from sdxl_optim.backends.ahead import Ahead
 from sdxl_optim.backends.environment import Environment
 from sdxl_optim.backends.interface import Tensors
@@ -75,13 +76,17 @@ class CudaGraph:
             (first or call)(buffers)  # lazy initialisations happen here
         torch.cuda.synchronize()
         before = torch.cuda.memory_reserved()
-        graph = torch.cuda.CUDAGraph()
+        graph, can_be_changed = nodes.new_graph()
         with torch.cuda.stream(self._stream), _no_garbage_collection():
             try:
                 outputs = _capture(graph, self._pool, lambda: call(buffers), watch.hand_out())
             except BaseException:
                 self._pool = torch.cuda.graph_pool_handle()  # the failed capture's is left to die
                 raise
+        if can_be_changed:
+            with contextlib.suppress(OSError):  # it is slower then
+                nodes.memsets_as_kernels(graph.raw_cuda_graph())
+            graph.instantiate()
         # The graph's own kernels read what the watch found for as long as it lives.
         replay = _Replay(graph, watch.constants)
         self._replays.add(replay)

@@ -1,0 +1,139 @@
+"""A graph's memsets become kernels, in the same place of the graph. The driver here is the test's own."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+
+from sdxl_optim.backends import nodes
+
+KERNEL = 0
+
+
+class Driver:
+    """Graph nodes are the numbers 1, 2, …; each has a kind, edges, and a memset its parameters."""
+
+    def __init__(self, kinds: dict[int, int], edges: set[tuple[int, int]], memsets: dict[int, nodes._Memset]):
+        self.kinds, self.edges, self.memsets = kinds, edges, memsets
+        self.fills: dict[int, tuple] = {}
+        self.loaded = 0
+        self.refused = ""
+
+    def __getattr__(self, name: str):
+        if not name.startswith("cu"):
+            raise AttributeError(name)
+        function = getattr(self, "_" + name)
+        return lambda *arguments: 801 if name == self.refused else function(*arguments) or 0
+
+    def _list(self, found: list[int], array, number) -> None:
+        number._obj.value = len(found)
+        for i in range(len(found) if array is not None else 0):
+            array[i] = found[i]
+
+    def _cuGraphGetNodes(self, graph, array, number):
+        self._list(sorted(self.kinds), array, number)
+
+    def _cuGraphNodeGetType(self, node, kind):
+        kind._obj.value = self.kinds[node.value]
+
+    def _cuGraphMemsetNodeGetParams(self, node, memset):
+        ctypes.pointer(memset._obj)[0] = self.memsets[node.value]
+
+    def _cuGraphNodeGetDependencies(self, node, array, number):
+        self._list(sorted(a for a, b in self.edges if b == node.value), array, number)
+
+    def _cuGraphNodeGetDependentNodes(self, node, array, number):
+        self._list(sorted(b for a, b in self.edges if a == node.value), array, number)
+
+    def _cuModuleLoadData(self, module, image):
+        assert image == nodes.FILL
+        self.loaded += 1
+        module._obj.value = 77
+
+    def _cuModuleGetFunction(self, function, module, name):
+        assert (module.value, name) == (77, b"fill")
+        function._obj.value = 78
+
+    def _cuGraphAddKernelNode(self, new, graph, before, number, kernel):
+        node = max(self.kinds) + 1
+        self.kinds[node] = KERNEL
+        self.edges |= {(before[i], node) for i in range(number.value)}
+        kernel = kernel._obj
+        types = ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint32
+        given = [ctypes.cast(kernel.arguments[i], ctypes.POINTER(t)).contents.value for i, t in enumerate(types)]
+        self.fills[node] = (kernel.function, kernel.grid[0] * kernel.block[0], *given)
+        new._obj.value = node
+
+    def _cuGraphAddDependencies(self, graph, before, after, number):
+        self.edges |= {(before[i], after[i]) for i in range(number.value)}
+
+    def _cuGraphDestroyNode(self, node):
+        del self.kinds[node.value]
+        self.edges = {edge for edge in self.edges if node.value not in edge}
+
+
+def memset(nbytes: int, value: int = 0, size: int = 1, place: int = 4096, height: int = 1) -> nodes._Memset:
+    return nodes._Memset(place, nbytes, value, size, nbytes // size, height)
+
+
+@pytest.fixture
+def drive(monkeypatch):
+    def use(driver: Driver) -> Driver:
+        monkeypatch.setattr(nodes, "_driver", lambda: driver)
+        nodes._fill.cache_clear()
+        return driver
+
+    yield use
+    nodes._fill.cache_clear()
+
+
+def diamond(*sets: nodes._Memset) -> Driver:
+    """1 → each memset → 2, and 1 → 2."""
+    kinds = {1: KERNEL, 2: KERNEL} | {3 + i: nodes.MEMSET for i in range(len(sets))}
+    edges = {(1, 2)} | {edge for i in range(len(sets)) for edge in ((1, 3 + i), (3 + i, 2))}
+    return Driver(kinds, edges, {3 + i: m for i, m in enumerate(sets)})
+
+
+def test_small_memsets_become_kernels_between_the_same_nodes(drive):
+    driver = drive(diamond(memset(1200), memset(8, value=0xAB), memset(4, value=0x1234, size=2)))
+    assert nodes.memsets_as_kernels(1) == 3
+    assert nodes.MEMSET not in driver.kinds.values() and driver.loaded == 1
+    assert driver.edges == {(1, 2)} | {edge for n in driver.fills for edge in ((1, n), (n, 2))}
+    assert list(driver.fills.values()) == [
+        (78, 512, 4096, 300, 0),
+        (78, 256, 4096, 2, 0xABABABAB),
+        (78, 256, 4096, 1, 0x12341234),
+    ]
+
+
+def test_a_memset_without_neighbours(drive):
+    driver = drive(Driver({3: nodes.MEMSET}, set(), {3: memset(4)}))
+    assert nodes.memsets_as_kernels(1) == 1
+    assert driver.edges == set() and len(driver.fills) == 1
+
+
+@pytest.mark.parametrize(
+    "kept", [memset(4 << 20), memset(7), memset(8, place=4098), memset(8, height=2)], ids=["large", "odd", "apart", "2D"]
+)
+def test_other_memsets_stay(drive, kept):
+    driver = drive(diamond(kept))
+    before = dict(driver.kinds), set(driver.edges)
+    assert nodes.memsets_as_kernels(1) == 0
+    assert (driver.kinds, driver.edges) == before
+
+
+@pytest.mark.parametrize("refused", ["cuGraphGetNodes", "cuModuleLoadData", "cuGraphAddKernelNode"])
+def test_a_driver_that_refuses_leaves_the_graph(drive, refused):
+    driver = drive(diamond(memset(8)))
+    driver.refused = refused
+    with pytest.raises(OSError, match=f"{refused} gives error 801"):
+        nodes.memsets_as_kernels(1)
+    assert list(driver.kinds.values()).count(nodes.MEMSET) == 1 and not driver.fills
+
+
+def test_a_driver_that_lacks_a_function(drive, monkeypatch):
+    monkeypatch.delattr(Driver, "_cuGraphNodeGetType")
+    drive(diamond(memset(8)))
+    with pytest.raises(OSError, match="no cuGraphNodeGetType"):
+        nodes.memsets_as_kernels(1)
