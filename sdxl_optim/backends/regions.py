@@ -1,9 +1,9 @@
 """The UNet's repeated parts, each compiled once for all its copies.
 
-A UNet of SDXL has some ninety residual and transformer blocks, but fourteen kinds of them at a given size. Each kind is
-traced by itself, with its weights as inputs, and all blocks of that kind call the same compiled code: that takes a
-fraction of the time that the whole UNet takes, weights may change or move at will, and Python around the blocks (hooks,
-DeepCache, FreeU) stays what it is.
+A UNet of SDXL has some thirty residual blocks and rows of transformer blocks, but nineteen kinds of them at a given
+size. Each kind is traced by itself, with its weights as inputs, and all blocks of that kind call the same compiled
+code: that takes a fraction of the time that the whole UNet takes, weights may change or move at will, and Python around
+the blocks (hooks, DeepCache, FreeU) stays what it is.
 """
 
 from __future__ import annotations
@@ -95,16 +95,20 @@ class Regions:
 
 def regions_of(unet: nn.Module) -> list[Region]:
     """The blocks of `unet` that can be compiled: those in which nobody else's Python runs. None is inside another."""
-    regions, inside = [], set()
+    found, inside = [], set()
     out = getattr(unet, "out", None)  # of the ldm/sgm layout
-    if isinstance(out, nn.Sequential) and is_untouched(out):
-        regions.append(Region(out))
-    for names in NAMES:
-        for module in unet.modules():
-            if type(module).__name__ in names and module not in inside and is_untouched(module):
-                regions.append(Region(module))
-                inside.update(module.modules())
-    return regions
+    candidates = [out] if isinstance(out, nn.Sequential) else []
+    candidates += [m for names in NAMES for m in unet.modules() if type(m).__name__ in names]
+    for module in candidates:
+        if module not in inside and is_untouched(module) and not any(map(_is_swapped, module.modules())):
+            found.append(Region(module))
+            inside.update(module.modules())
+    return found
+
+
+def _is_swapped(module: nn.Module) -> bool:
+    """Whether somebody gave it a class that was made while the program ran, as token merging does."""
+    return "<locals>" in type(module).__qualname__
 
 
 class Region:

@@ -1,7 +1,7 @@
 """Peaks and times of the memory presets in the real WebUI on one GPU, each under a hard cap of its budget.
 
     python tests/gpu/webui_memory.py --webui FOLDER --driver FOLDER --checkpoints FOLDER --models FOLDER --out FOLDER
-        [--seconds 330] [--pictures 15] [--tiny]
+        [--seconds 330] [--pictures 15] [--only CASE,…] [--tiny]
 
 --webui: WebUI 1.10.1. --driver: a folder whose `stubs` make it run on a newer Python (leave it out on its own).
 --checkpoints: holds one SDXL checkpoint of full size. --models: VAE-taesd and VAE-approx in their folders.
@@ -135,6 +135,7 @@ class Bench:
         from sdxl_optim.host.webui import memory as placement
 
         self.ui, self.peaks, self.ends, self.pictures, self.out = ui, peaks, ends, args.pictures, args.out
+        self.only = args.only.split(",") if args.only else list(CASES)
         size = {"width": 64, "height": 64, "steps": 3} if args.tiny else {"width": 1024, "height": 1024, "steps": 30}
         self.request = {**size, "cfg_scale": 5.0, "sampler_name": "Euler", "scheduler": "Automatic", "seed": 1}
         self.placement, self.watch = placement, Watch()
@@ -241,13 +242,18 @@ class Bench:
     # --- all of it
 
     def run(self) -> None:
-        self.section("minimal")
+        once = [name for name in self.only if CASES[name][3] == 1]
+        twice = [name for name in self.only if CASES[name][3] == 2]
+        for name in ("minimal",) if "minimal" in once else ():
+            self.section(name)
         for _ in range(2):
-            for name in ("vram-8gb", "vram-6gb", "vram-4gb"):
+            for name in twice[::-1]:  # the quickest first
                 self.section(None)
                 self.section(name)
         self.section(None)
-        self.section("vram-4gb without fp8")
+        for name in once:
+            if name != "minimal":
+                self.section(name)
 
     def section(self, name: str | None) -> None:
         """A case, or the reference. What goes wrong in one leaves the others' figures."""
@@ -300,6 +306,7 @@ def main() -> None:
     parser.add_argument("--driver", type=lambda text: Path(text).resolve())
     parser.add_argument("--seconds", type=float, default=330.0)
     parser.add_argument("--pictures", type=int, default=15)
+    parser.add_argument("--only", default="", help=f"of {', '.join(CASES)}")
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 
 import pytest
 
@@ -23,7 +24,7 @@ class Driver:
     def __getattr__(self, name: str):
         if not name.startswith("cu"):
             raise AttributeError(name)
-        function = getattr(self, "_" + name)
+        function = getattr(self, "_on_" + re.sub(r"(?<!^)(?=[A-Z])", "_", name[2:]).lower())
         return lambda *arguments: 801 if name == self.refused else function(*arguments) or 0
 
     def _list(self, found: list[int], array, number) -> None:
@@ -31,31 +32,31 @@ class Driver:
         for i in range(len(found) if array is not None else 0):
             array[i] = found[i]
 
-    def _cuGraphGetNodes(self, graph, array, number):
+    def _on_graph_get_nodes(self, graph, array, number):
         self._list(sorted(self.kinds), array, number)
 
-    def _cuGraphNodeGetType(self, node, kind):
+    def _on_graph_node_get_type(self, node, kind):
         kind._obj.value = self.kinds[node.value]
 
-    def _cuGraphMemsetNodeGetParams(self, node, memset):
+    def _on_graph_memset_node_get_params(self, node, memset):
         ctypes.pointer(memset._obj)[0] = self.memsets[node.value]
 
-    def _cuGraphNodeGetDependencies(self, node, array, number):
+    def _on_graph_node_get_dependencies(self, node, array, number):
         self._list(sorted(a for a, b in self.edges if b == node.value), array, number)
 
-    def _cuGraphNodeGetDependentNodes(self, node, array, number):
+    def _on_graph_node_get_dependent_nodes(self, node, array, number):
         self._list(sorted(b for a, b in self.edges if a == node.value), array, number)
 
-    def _cuModuleLoadData(self, module, image):
+    def _on_module_load_data(self, module, image):
         assert image == nodes.FILL
         self.loaded += 1
         module._obj.value = 77
 
-    def _cuModuleGetFunction(self, function, module, name):
+    def _on_module_get_function(self, function, module, name):
         assert (module.value, name) == (77, b"fill")
         function._obj.value = 78
 
-    def _cuGraphAddKernelNode(self, new, graph, before, number, kernel):
+    def _on_graph_add_kernel_node(self, new, graph, before, number, kernel):
         node = max(self.kinds) + 1
         self.kinds[node] = KERNEL
         self.edges |= {(before[i], node) for i in range(number.value)}
@@ -65,10 +66,10 @@ class Driver:
         self.fills[node] = (kernel.function, kernel.grid[0] * kernel.block[0], *given)
         new._obj.value = node
 
-    def _cuGraphAddDependencies(self, graph, before, after, number):
+    def _on_graph_add_dependencies(self, graph, before, after, number):
         self.edges |= {(before[i], after[i]) for i in range(number.value)}
 
-    def _cuGraphDestroyNode(self, node):
+    def _on_graph_destroy_node(self, node):
         del self.kinds[node.value]
         self.edges = {edge for edge in self.edges if node.value not in edge}
 
@@ -98,7 +99,8 @@ def diamond(*sets: nodes._Memset) -> Driver:
 def test_small_memsets_become_kernels_between_the_same_nodes(drive):
     driver = drive(diamond(memset(1200), memset(8, value=0xAB), memset(4, value=0x1234, size=2)))
     assert nodes.memsets_as_kernels(1) == 3
-    assert nodes.MEMSET not in driver.kinds.values() and driver.loaded == 1
+    assert nodes.MEMSET not in driver.kinds.values()
+    assert driver.loaded == 1
     assert driver.edges == {(1, 2)} | {edge for n in driver.fills for edge in ((1, n), (n, 2))}
     assert list(driver.fills.values()) == [
         (78, 512, 4096, 300, 0),
@@ -110,12 +112,14 @@ def test_small_memsets_become_kernels_between_the_same_nodes(drive):
 def test_a_memset_without_neighbours(drive):
     driver = drive(Driver({3: nodes.MEMSET}, set(), {3: memset(4)}))
     assert nodes.memsets_as_kernels(1) == 1
-    assert driver.edges == set() and len(driver.fills) == 1
+    assert driver.edges == set()
+    assert len(driver.fills) == 1
 
 
-@pytest.mark.parametrize(
-    "kept", [memset(4 << 20), memset(7), memset(8, place=4098), memset(8, height=2)], ids=["large", "odd", "apart", "2D"]
-)
+OTHERS = {"large": memset(4 << 20), "odd": memset(7), "apart": memset(8, place=4098), "2D": memset(8, height=2)}
+
+
+@pytest.mark.parametrize("kept", OTHERS.values(), ids=OTHERS)
 def test_other_memsets_stay(drive, kept):
     driver = drive(diamond(kept))
     before = dict(driver.kinds), set(driver.edges)
@@ -129,11 +133,12 @@ def test_a_driver_that_refuses_leaves_the_graph(drive, refused):
     driver.refused = refused
     with pytest.raises(OSError, match=f"{refused} gives error 801"):
         nodes.memsets_as_kernels(1)
-    assert list(driver.kinds.values()).count(nodes.MEMSET) == 1 and not driver.fills
+    assert list(driver.kinds.values()).count(nodes.MEMSET) == 1
+    assert not driver.fills
 
 
 def test_a_driver_that_lacks_a_function(drive, monkeypatch):
-    monkeypatch.delattr(Driver, "_cuGraphNodeGetType")
+    monkeypatch.delattr(Driver, "_on_graph_node_get_type")
     drive(diamond(memset(8)))
     with pytest.raises(OSError, match="no cuGraphNodeGetType"):
         nodes.memsets_as_kernels(1)

@@ -126,6 +126,8 @@ CASES = {
     "lora": ({}, {**SMALLER, "prompt": LORA}),
     "lora and all": (ALL, {**SMALLER, "prompt": LORA}),
     "lora off again": (ALL, SMALLER),
+    "token merging": ({}, {**SMALLER, "override_settings": {"token_merging_ratio": 0.5}}),
+    "more token merging": ({}, {**SMALLER, "override_settings": {"token_merging_ratio": 0.25}}),
 }
 
 

@@ -30,6 +30,7 @@ def check_places(script: dict | None, seen: list[dict]) -> None:
     for entry in seen:
         on_card = {name: places.get("cuda", 0) for name, places in entry["parts"].items()}
         sizes = {name: sum(places.values()) for name, places in entry["parts"].items()}
+        assert mode == "host" or entry["ours"], f"{mode}: the host runs a model that is not in its place: {entry}"
         if not ON_CARD:
             assert not any(on_card.values())
             continue

@@ -50,6 +50,10 @@ def on_model_loaded(model) -> None:
     """Nothing is in place."""
 
 
+def follow_loads(p, job) -> None:
+    """Nothing is in place."""
+
+
 def relieve() -> bool:
     """There is nothing that could make room."""
     return False

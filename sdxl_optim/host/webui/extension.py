@@ -68,14 +68,15 @@ def before_process(p, tab: str, args: tuple) -> None:
         refuse_request(p, WrongSettings(error))
         return
     memory.withdraw(settings.memory if settings.enabled else Memory())
-    if not grid.is_reference(p):
-        backend.release_others(settings.backend.name if settings.enabled else "eager")
+    backend.release_others(settings.backend.name if settings.enabled else "eager")
     grid.begin_cell(p, settings)
     if not settings.enabled:
         references.stock_begins(p)
         return
     _take_what_is_ours(p, settings)
-    begin_job(p, Job(settings, adapter, on_close=lambda job: _keep_report(p, tab, job)))
+    job = Job(settings, adapter, on_close=lambda job: _keep_report(p, tab, job))
+    begin_job(p, job)
+    memory.follow_loads(p, job)
     if settings.steps is not None:
         p.steps = settings.steps
     if "sd_vae" not in p.override_settings and (fix := vae.wants_fix(settings.vae)):

@@ -114,6 +114,7 @@ class Placement:
 
 
 _in_place: Placement | None = None
+_under_way: tuple | None = None  # the request's p, settings and report
 
 
 def _parts_of(model) -> dict[str, torch.nn.Module]:
@@ -182,6 +183,21 @@ def on_model_loaded(model) -> None:
         _undo()
     if loads_into_main_memory() and lowvram.is_enabled(model) and not hasattr(model, "cond_stage_model_empty_prompt"):
         _encode_piece_by_piece(model)
+    elif _under_way is not None:
+        ensure(*_under_way)
+
+
+def follow_loads(p, job) -> None:
+    """A model that the host loads while this request is under way, such as the refiner, goes to its place at once: the
+    host makes it encode prompts before it samples with it."""
+    global _under_way
+    _under_way = p, job.settings, job.report
+
+    def end() -> None:
+        global _under_way
+        _under_way = None
+
+    job.undo.callback(end)
 
 
 def _encode_piece_by_piece(model) -> None:

@@ -1,9 +1,10 @@
 """Where the loaded model's parts are at the end of each of its stages, as torch itself says.
 
 Endpoints under /places: watch (post; from zero), seen (get), off (post). What is seen is a list of
-{"stage", "parts": {part: {device: bytes}}}.
+{"stage", "parts": {part: {device: bytes}}, "ours": whether the extension sees to it}.
 """
 
+import sys
 from collections import Counter
 
 from fastapi import FastAPI
@@ -36,7 +37,14 @@ def on_done(module, args, output):
     of_model = parts()
     for name, part in of_model.items():
         if part is module:
-            seen.append({"stage": STAGES[name], "parts": {key: devices_of(one) for key, one in of_model.items()}})
+            places = {key: devices_of(one) for key, one in of_model.items()}
+            seen.append({"stage": STAGES[name], "parts": places, "ours": is_placed()})
+
+
+def is_placed():
+    """Whether the extension sees to where this very model is."""
+    ours = sys.modules.get("sdxl_optim.host.webui.memory")
+    return getattr(getattr(ours, "_in_place", None), "model", None) is shared.sd_model
 
 
 def off():
