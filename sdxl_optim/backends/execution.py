@@ -111,8 +111,10 @@ class Execution:
         self._entries.clear()
         self.backend.release()
         self._laid_out.clear()
-        for laid in self._laid.values():
+        for unet, laid in self._laid.items():
             laid.undo()
+            if unet in self._weights:  # they did not move for anybody else, and what failed is not tried again
+                self._weights[unet] = self._weights[unet].again()
 
     # --- one call
 

@@ -26,7 +26,7 @@ from sdxl_optim.backends.regions import Region, Regions, regions_of
 from sdxl_optim.errors import Unsupported
 from sdxl_optim.words import words
 
-SHORT_ROW = 2048
+SHORT_ROW = 2048  # numbers that one program sums up at once
 MOST_SHAPES = 8  # of the UNet's inputs that are compiled for in one session
 CACHE_VARIABLES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 
@@ -143,8 +143,11 @@ def _short_rows_at_once() -> Iterator[None]:
 def _is_short_row(features) -> bool:
     from torch._inductor.runtime.hints import ReductionHint
 
-    size = features.reduction_numel
-    return features.get_reduction_hint() == ReductionHint.INNER and size.is_number and int(size) <= SHORT_ROW
+    try:
+        size = int(features.reduction_numel)
+    except TypeError:  # a symbol
+        return False
+    return features.get_reduction_hint() == ReductionHint.INNER and size <= SHORT_ROW
 
 
 def _removed_broken_library(error: OSError) -> bool:

@@ -319,6 +319,18 @@ def test_where_calls_are_the_stock_ones_weights_are_too(unet, tape):
     assert all(map(is_alone, unet.parameters()))
 
 
+def test_where_memory_is_short_once_it_is_not_tried_again(unet, tape, monkeypatch):
+    expected, _ = run(unet)
+    tape.fail["after"] = torch.cuda.OutOfMemoryError("none left")
+    tried, prepare = [], tape.prepare
+    monkeypatch.setattr(tape, "prepare", lambda *args: tried.append(1) or prepare(*args))
+    found, report = run(unet, Execution(tape))
+    assert all(map(torch.equal, found, expected))
+    assert len(tried) == 1
+    assert report.execution.fallbacks == 3
+    assert all(map(is_alone, unet.parameters()))
+
+
 def test_no_memory_to_put_them_back_is_no_error(unet, tape, monkeypatch):
     expected, _ = run(unet)
     execution = Execution(tape)
