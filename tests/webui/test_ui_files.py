@@ -72,7 +72,7 @@ def copy(tab, path):
     return tab.page.locator(f"#{tab.elem_id('tiny_file_answer')}").first.inner_text().strip()
 
 
-def test_a_tiny_decoder_is_copied_in(own_webui, tab, stock_webui, webui, tmp_path):
+def test_a_tiny_decoder_is_copied_in(own_webui, tab, stock_webui, tmp_path):
     tiny = {"vae": {"decoder": "tiny"}}
     tab.set(tiny)
     picture = tab.generate()
@@ -80,8 +80,11 @@ def test_a_tiny_decoder_is_copied_in(own_webui, tab, stock_webui, webui, tmp_pat
     assert refusal in tab.report()
     assert refusal in picture.infotext
     assert "VAE Decoder" not in picture.infotext
-    stock_picture = stock_webui.client.txt2img(**SMALL)[0]
+    # Of this very server: on some processors another one's convolutions end in another last digit.
+    own = Client(own_webui.url)
+    stock_picture, elsewhere = (client.txt2img(**SMALL)[0] for client in (own, stock_webui.client))
     assert np.array_equal(picture.pixels, stock_picture.pixels)
+    assert np.abs(picture.pixels.astype(int) - elsewhere.pixels).max() <= 1
 
     decoders = server.models_dir() / "VAE-taesd"
     for name, content in [("text.pth", b"no tensors"), ("empty.safetensors", b"")]:
@@ -99,8 +102,8 @@ def test_a_tiny_decoder_is_copied_in(own_webui, tab, stock_webui, webui, tmp_pat
     assert all(torch.equal(wrote[key], given[key]) for key in given)
     picture = tab.generate()
     assert "decoded by TAESD" in tab.report()
-    assert_same(picture, by_api(webui.client.txt2img(tiny, **SMALL)[0]))
+    assert_same(picture, by_api(own.txt2img(tiny, **SMALL)[0]))
 
     tab.off()
     assert_same(tab.generate(), by_api(stock_picture))
-    assert Client(own_webui.url).state()["options"].get("sd_vae_decode_method", "Full") == "Full"
+    assert own.state()["options"].get("sd_vae_decode_method", "Full") == "Full"
