@@ -70,7 +70,7 @@ class Tape:
     name = "cudagraph"
     captures = True
     bakes_weights = False
-    layout = None
+    order = None
 
     def __init__(self):
         self.prepared = self.replays = self.released = 0

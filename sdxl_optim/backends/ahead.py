@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sdxl_optim.backends.interface import Tensors
-from sdxl_optim.backends.layout import side_by_side
+from sdxl_optim.backends.order import side_by_side
 from sdxl_optim.patches.attribute import forwards_replaced
 
 

@@ -20,8 +20,8 @@ from sdxl_optim.backends import nodes
 from sdxl_optim.backends.ahead import Ahead
 from sdxl_optim.backends.environment import Environment
 from sdxl_optim.backends.interface import Tensors
-from sdxl_optim.backends.layout import Layout
 from sdxl_optim.backends.lean import LARGE
+from sdxl_optim.backends.order import Order
 from sdxl_optim.backends.static import Buffers, StaticCall
 from sdxl_optim.backends.watch import Watch
 
@@ -33,7 +33,7 @@ class CudaGraph:
     name = "cudagraph"
     captures = True
     bakes_weights = False
-    layout = Layout(channels_last_from=LARGE)
+    order = Order(channels_last_from=LARGE)
 
     def __init__(self):
         self._buffers = Buffers()

@@ -9,7 +9,7 @@ class Eager:
     name = "eager"
     captures = False
     bakes_weights = False
-    layout = None
+    order = None
 
     def probe(self, environment: Environment) -> str | None:
         return None

@@ -16,7 +16,7 @@ from torch import nn
 from sdxl_optim.backends.body import Arguments, UNetBody, can_run_bare, split
 from sdxl_optim.backends.foreign import foreign_python, global_python, replaced_forward
 from sdxl_optim.backends.interface import Backend, Kind, Prepared, Progress
-from sdxl_optim.backends.layout import Laid
+from sdxl_optim.backends.order import Laid
 from sdxl_optim.backends.switches import has_fp16_accumulation
 from sdxl_optim.errors import Unsupported
 from sdxl_optim.patches.attribute import replaced
@@ -173,10 +173,10 @@ class Execution:
 
     def _lay_out(self, unet: nn.Module) -> None:
         """Once, before the first call of `unet` is prepared: what was captured reads weights where they lie."""
-        if self.backend.layout is None or unet in self._laid_out:
+        if self.backend.order is None or unet in self._laid_out:
             return
         self._laid_out.add(unet)
-        self.backend.layout.apply(unet, self._laid.setdefault(unet, Laid()))
+        self.backend.order.apply(unet, self._laid.setdefault(unet, Laid()))
         self._weights[unet] = self._weights[unet].again()
 
     def _prepare(self, body: UNetBody, inputs) -> tuple[Entry, list[torch.Tensor]]:

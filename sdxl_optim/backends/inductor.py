@@ -21,7 +21,7 @@ from sdxl_optim.backends.ahead import Ahead
 from sdxl_optim.backends.cudagraph import CudaGraph
 from sdxl_optim.backends.environment import Environment
 from sdxl_optim.backends.interface import Tensors
-from sdxl_optim.backends.layout import Layout
+from sdxl_optim.backends.order import Order
 from sdxl_optim.backends.regions import Region, Regions, regions_of
 from sdxl_optim.errors import Unsupported
 from sdxl_optim.words import words
@@ -39,7 +39,7 @@ class Inductor:
 
     def __init__(self, cache: Path | None = None):
         self.captures = torch.cuda.is_available()
-        self.layout = Layout(channels_last_from=0) if self.captures else None
+        self.order = Order(channels_last_from=0) if self.captures else None
         self._graphs = CudaGraph()
         self._regions = Regions(_compile)
         self._shapes: set[tuple] = set()

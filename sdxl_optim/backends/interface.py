@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 
 from sdxl_optim.backends.environment import Environment
-from sdxl_optim.backends.layout import Layout
+from sdxl_optim.backends.order import Order
 from sdxl_optim.settings import FreeU
 
 Tensors = Sequence[torch.Tensor]
@@ -47,13 +47,13 @@ class Prepared(Protocol):
 
 class Backend(Protocol):
     """name: as in the settings. captures: Python inside the UNet runs once, when a call is prepared, and not again.
-    bakes_weights: what is prepared holds the weights' values, not their places. layout: how it wants weights to lie,
+    bakes_weights: what is prepared holds the weights' values, not their places. order: how it wants weights to lie,
     while it has prepared anything."""
 
     name: str
     captures: bool
     bakes_weights: bool
-    layout: Layout | None
+    order: Order | None
 
     def probe(self, environment: Environment) -> str | None:
         """Why it can't run here, or None."""

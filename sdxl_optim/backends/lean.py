@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sdxl_optim.backends.layout import OneProduct, side_by_side, together
+from sdxl_optim.backends.order import OneProduct, side_by_side, together
 
 LARGE = 1024  # channels of a convolution whose weights are more to read than its pictures
 

@@ -26,7 +26,7 @@ class OneDiff:
     name = "onediff"
     captures = True
     bakes_weights = False
-    layout = None
+    order = None
 
     def __init__(self, cache: Path | None = None, runtime: str | None = None):
         self._cache, self._runtime = cache, runtime

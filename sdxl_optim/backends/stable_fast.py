@@ -18,7 +18,7 @@ class StableFast:
     name = "stable-fast"
     captures = True
     bakes_weights = False  # preserve_parameters
-    layout = None
+    order = None
 
     def __init__(self, cache: Path | None = None):
         self._graphs = CudaGraph()

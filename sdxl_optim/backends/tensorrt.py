@@ -22,7 +22,7 @@ class TensorRT:
     name = "tensorrt"
     captures = True
     bakes_weights = True
-    layout = None
+    order = None
 
     def __init__(self, cache: Path | None = None):
         self._cache = cache

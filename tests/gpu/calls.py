@@ -16,7 +16,7 @@ import ldm_unet
 from host_loop import plan_for
 
 from sdxl_optim.backends.body import bare_half
-from sdxl_optim.backends.layout import OneProduct, of_the_text, side_by_side
+from sdxl_optim.backends.order import OneProduct, of_the_text, side_by_side
 from sdxl_optim.patches.attribute import forwards_replaced
 from sdxl_optim.run import Run
 from sdxl_optim.schedule import Loop, Rows

@@ -19,9 +19,9 @@ QKV = ("to_q", "to_k", "to_v")  # of the ldm/sgm attention, and of diffusers'
 
 
 @dataclass(frozen=True)
-class Layout:
-    """channels_last_from: convolutions of so many channels on both sides, and of more, have their weights
-    channels-last."""
+class Order:
+    """How a backend wants a UNet's weights to lie. channels_last_from: convolutions of so many channels on both sides,
+    and of more, have theirs channels-last."""
 
     channels_last_from: int
 
