@@ -12,19 +12,22 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from sdxl_optim.backends.lean import is_geglu
 from sdxl_optim.patches.attribute import forwards_replaced
 
 
 @contextmanager
 def fused(block: nn.Module, given: Sequence[torch.Tensor]) -> Iterator[None]:
-    """While entered, `block` attends to few keys and normalises what it is `given` by our own kernels, where it is on a
-    card and these can be."""
+    """While entered, `block` attends, gates and normalises what it is `given` by our own kernels, where it is on a card
+    and they are faster there than torch's."""
     kernels = _kernels() if _is_on_a_card(given[0]) else None
     if kernels is None:
         yield
         return
-    norms = ((module, _norm_of(module, given, kernels)) for module in block.modules() if _is_norm(module))
-    with forwards_replaced(norms), _Attention(kernels):
+    hopper = _hopper(given[0].device)
+    norms = [(module, _norm_of(module, given, kernels)) for module in block.modules() if _is_norm(module)]
+    gates = [(module, _geglu_of(module, hopper)) for module in block.modules() if hopper and is_geglu(module)]
+    with forwards_replaced([*norms, *gates]), _Attention(kernels, hopper):
         yield
 
 
@@ -39,6 +42,16 @@ def _kernels() -> ModuleType | None:
     from sdxl_optim.backends import kernels
 
     return kernels
+
+
+@lru_cache
+def _hopper(device: torch.device) -> ModuleType | None:
+    """The kernels for this card alone."""
+    try:
+        from sdxl_optim.backends import hopper
+    except ImportError:  # a Triton without tensor descriptors
+        return None
+    return hopper if hopper.is_hopper(device) else None
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -59,17 +72,33 @@ def _norm_of(norm: nn.GroupNorm, given: Sequence[torch.Tensor], kernels: ModuleT
     return make
 
 
+def _geglu_of(layer: nn.Module, hopper: ModuleType):
+    def make(original):
+        def forward(x):
+            weight, bias = layer.proj.weight, layer.proj.bias
+            if bias is not None and hopper.takes_geglu(x, weight):
+                return hopper.geglu(x, weight, bias)
+            return original(x)
+
+        return forward
+
+    return make
+
+
 class _Attention(TorchFunctionMode):
-    def __init__(self, kernels: ModuleType):
+    def __init__(self, kernels: ModuleType, hopper: ModuleType | None):
         super().__init__()
-        self._kernels = kernels
+        self._kernels, self._hopper = kernels, hopper
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is nn.functional.scaled_dot_product_attention and self._is_plain(*args, **(kwargs or {})):
+        if func is nn.functional.scaled_dot_product_attention and _is_plain(*args, **(kwargs or {})):
             q, k, v = (*args, *(kwargs or {}).values())[:3]
-            return self._kernels.short_attention(q, k, v)
+            if self._kernels.takes_short_attention(q, k):
+                return self._kernels.short_attention(q, k, v)
+            if self._hopper is not None and self._hopper.takes_attention(q, k, v):
+                return self._hopper.attention(q, k, v)
         return func(*args, **(kwargs or {}))
 
-    def _is_plain(self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **more) -> bool:
-        plain = attn_mask is None and not dropout_p and not is_causal and not any(more.values())
-        return plain and self._kernels.takes_short_attention(query, key)
+
+def _is_plain(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **more) -> bool:
+    return attn_mask is None and not dropout_p and not is_causal and not any(more.values())

@@ -43,7 +43,7 @@ def short_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.
     which lies as [B, N, heads, D]. Weights are in fp32 up to their product with v.
     """
     q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
-    out = _empty_for(q)
+    out = empty_for(q)
     b, heads, n, d = q.shape
     strides = [stride for t in (q, k, v, out) for stride in t.stride()[:3]]
     grid = (triton.cdiv(n, ROWS), b * heads)
@@ -54,10 +54,10 @@ def short_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.
 
 @short_attention.register_fake
 def _(q, k, v):
-    return _empty_for(q)
+    return empty_for(q)
 
 
-def _empty_for(q: torch.Tensor) -> torch.Tensor:
+def empty_for(q: torch.Tensor) -> torch.Tensor:
     b, heads, n, d = q.shape
     return q.new_empty(b, n, heads, d).transpose(1, 2)
 

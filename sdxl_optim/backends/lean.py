@@ -23,12 +23,17 @@ def lean_forwards(unet: nn.Module) -> Iterator[tuple[nn.Module, object]]:
     for module in unet.modules():
         if isinstance(module, nn.GroupNorm) and module.weight is not None:
             yield module, _group_norm_of(module)
-        elif type(module).__name__ == "GEGLU" and isinstance(getattr(module, "proj", None), nn.Linear):
+        elif is_geglu(module):
             yield module, _geglu_of(module)
         elif isinstance(module, nn.Conv2d) and min(module.weight.shape[:2]) >= LARGE:
             yield module, _same_order
         elif (layers := together(module)) and (weight := side_by_side(layers)) is not None:
             yield from OneProduct(layers, weight).makes()
+
+
+def is_geglu(module: nn.Module) -> bool:
+    """Whether it is one of the ldm/sgm layout, or of diffusers'."""
+    return type(module).__name__ == "GEGLU" and isinstance(getattr(module, "proj", None), nn.Linear)
 
 
 def _same_order(original):

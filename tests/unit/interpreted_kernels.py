@@ -14,6 +14,11 @@ from torch.nn import functional as F
 from sdxl_optim.backends import fused as fusing
 from sdxl_optim.backends import kernels
 
+try:
+    from sdxl_optim.backends import hopper
+except ImportError:
+    hopper = None  # this Triton has no tensor descriptors
+
 DIGIT = 2**-10  # half precision's last around 1
 
 
@@ -41,6 +46,42 @@ def test_short_attention_of_large_scores_is_no_nan():
     assert torch.equal(kernels.short_attention(q, q, q), q)
 
 
+@pytest.fixture
+def on_hopper(on_a_card, monkeypatch):
+    """The card is of that kind, with so many multiprocessors."""
+    if hopper is None:
+        pytest.skip("this Triton has no tensor descriptors")
+    monkeypatch.setattr(fusing, "_hopper", lambda device: hopper)
+    monkeypatch.setattr(hopper, "multiprocessors", lambda device: 4)
+
+
+@pytest.mark.parametrize(
+    ("n", "keys", "d", "heads_of"), [(100, 77, 64, 3), (64, 200, 32, 1), (130, 130, 128, 2), (200, 300, 16, 9)]
+)
+def test_attention(on_hopper, n, keys, d, heads_of):
+    torch.manual_seed(0)
+    q, k, v = (heads(2, rows, heads_of, d, extra=32) for rows in (n, keys, keys))
+    out = hopper.attention(q, k, v)
+    assert error(out, F.scaled_dot_product_attention(q.float(), k.float(), v.float())) < DIGIT
+    assert out.transpose(1, 2).is_contiguous()
+
+
+def test_attention_of_large_scores_is_no_nan(on_hopper):
+    q = torch.full((1, 1, 80, 16), 200.0).half()
+    assert torch.equal(hopper.attention(q, q, q), q)
+
+
+@pytest.mark.parametrize(("tokens", "channels", "hidden"), [(100, 40, 24), (300, 64, 128), (2100, 72, 64)])
+def test_geglu(on_hopper, tokens, channels, hidden):
+    torch.manual_seed(0)
+    x, bias = torch.randn(2, tokens // 2, channels).half(), torch.randn(2 * hidden).half()
+    weight = (torch.randn(2 * hidden, channels) * channels**-0.5).half()
+    value, gate = F.linear(x.float(), weight.float(), bias.float()).chunk(2, -1)
+    out = hopper.geglu(x, weight, bias)
+    assert error(out, value * F.gelu(gate)) < DIGIT
+    assert out.shape == (2, tokens // 2, hidden)
+
+
 @pytest.mark.parametrize("offset", [0.0, 50.0])
 @pytest.mark.parametrize(("channels", "size"), [(320, (16, 16)), (960, (9, 7)), (64, (128, 40))])
 def test_group_norm(channels, size, offset):
@@ -59,8 +100,9 @@ def operations(function, *tensors) -> list[str]:
 
 @pytest.fixture
 def on_a_card(monkeypatch):
-    """Traced blocks take the kernels, though there is no card."""
+    """Traced blocks take the kernels, though there is no card; those for one kind of card they don't."""
     monkeypatch.setattr(fusing, "_is_on_a_card", lambda tensor: True)
+    monkeypatch.setattr(fusing, "_hopper", lambda device: None)
 
 
 @pytest.fixture
@@ -84,9 +126,7 @@ class Sdpa:
 
     def __call__(self, x, context=None):
         a, context = self.attention, x if context is None else context
-        q, k, v = (
-            t.unflatten(-1, (1, -1)).transpose(1, 2) for t in (a.to_q(x), a.to_k(context), a.to_v(context))
-        )
+        q, k, v = (t.unflatten(-1, (1, -1)).transpose(1, 2) for t in (a.to_q(x), a.to_k(context), a.to_v(context)))
         return a.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -106,6 +146,36 @@ def test_a_traced_block_takes_them(block, given, on_a_card, monkeypatch):
     assert found.count("sdxl_optim.short_attention.default") == 2 * depth  # its own few tokens as well
     assert error(call(*given), expected) < 5 * DIGIT
     assert not any("forward" in vars(m) and not isinstance(vars(m)["forward"], Sdpa) for m in block.modules())
+
+
+@torch.no_grad()
+def test_on_hopper_a_traced_block_gates_by_them_as_well(block, given, on_hopper):
+    expected = block(*given).float()
+
+    def call(*tensors):
+        with fusing.fused(block, tensors):
+            return block(*tensors)
+
+    found = operations(call, *given)
+    assert found.count("sdxl_optim.geglu.default") == len(block.transformer_blocks)
+    assert error(call(*given), expected) < 5 * DIGIT
+    assert not any("forward" in vars(m) for m in block.modules())
+
+
+@torch.no_grad()
+def test_attention_is_taken_by_size(on_hopper):
+    def taken(n: int, heads_of: int = 2, **more) -> bool:
+        def function(q, k, v):
+            with fusing.fused(torch.nn.Identity(), (q, k, v)):
+                return F.scaled_dot_product_attention(q, k, v, **more)
+
+        given = (heads(1, n, heads_of, 16) for _ in range(3))
+        return "sdxl_optim.attention.default" in operations(function, *given)
+
+    assert taken(200)
+    assert not taken(200, is_causal=True)
+    assert not taken(200, heads_of=6)  # more waves than pay off
+    assert not taken(2100, heads_of=1)
 
 
 @torch.no_grad()

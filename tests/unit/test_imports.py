@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "sdxl_optim"
 WEBUI, FORGE = PACKAGE / "host" / "webui", PACKAGE / "host" / "forge"
 TORCHLESS = ["settings", "plan", "schedule", "report", "errors"]
-TRITON = PACKAGE / "backends" / "kernels.py"  # the one module that needs it, and a torch that takes custom operators
+# The modules that need it, and a torch that takes custom operators.
+TRITON = {PACKAGE / "backends" / name for name in ("kernels.py", "hopper.py")}
 HOSTS = {"modules", "gradio", "diffusers", "transformers", "accelerate", "launch"}
 
 
@@ -71,7 +72,7 @@ def test_deciding_needs_no_torch():
 
 
 def test_nothing_but_the_hosts_loads_a_host():
-    modules = [module_name(path) for path in host_free_files() if path != TRITON]
+    modules = [module_name(path) for path in host_free_files() if path not in TRITON]
     assert {"sdxl_optim.run", "sdxl_optim.patches.deepcache", "sdxl_optim.ops.freeu"} <= set(modules)
     loaded = loaded_by(*modules)
     assert "torch" in loaded
@@ -83,7 +84,7 @@ def test_nothing_but_the_hosts_loads_a_host():
 def test_the_source_names_no_host_either(path):
     names = imports_of(path)
     assert not foreign(names) & HOSTS
-    assert ("triton" in foreign(names)) == (path == TRITON)
+    assert ("triton" in foreign(names)) == (path in TRITON)
     assert not [name for name in names if name.startswith("sdxl_optim.host")]
     if path.stem in TORCHLESS and path.parent == PACKAGE:
         assert foreign(names) == set()
