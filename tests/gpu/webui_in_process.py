@@ -45,7 +45,8 @@ def data_folder(models: Path, settings: dict) -> Path:
 
 
 class WebUI:
-    """Started, and its checkpoint loaded (model None: it could not be). `picture` is one request to the API."""
+    """Started, and its checkpoint loaded (model None: it could not be). `picture` is one request to the API, `infotext`
+    what was written with the last one's first picture."""
 
     def __init__(self, webui: Path, driver: Path | None, data: Path, checkpoints: Path):
         os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
@@ -59,6 +60,7 @@ class WebUI:
         os.chdir(webui)
         if driver is not None:
             importlib.import_module("compat")
+        self.infotext = ""
         self.start()
 
     def start(self) -> None:
@@ -94,4 +96,5 @@ class WebUI:
             alwayson_scripts=scripts, send_images=True, save_images=False, **request
         )
         answer = self._api.text2imgapi(asked)
+        self.infotext = json.loads(answer.info)["infotexts"][0]
         return np.asarray(Image.open(io.BytesIO(base64.b64decode(answer.images[0]))).convert("RGB"))
