@@ -12,7 +12,7 @@ import gc
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 
@@ -37,8 +37,6 @@ class CudaGraph:
 
     def __init__(self):
         self._buffers = Buffers()
-        self._stream: torch.cuda.Stream | None = None
-        self._beside: torch.cuda.Stream | None = None
         self._pool = None
         self._replays: weakref.WeakSet[_Replay] = weakref.WeakSet()
 
@@ -51,8 +49,7 @@ class CudaGraph:
 
     def ahead(self) -> Ahead:
         """For what a recorded call can run beside itself."""
-        self._beside = self._beside or torch.cuda.Stream()
-        return Ahead(self._beside)
+        return Ahead(_stream_for("what runs beside a call"))
 
     def prepare(self, body, inputs: Tensors, progress) -> StaticCall:
         ahead = self.ahead()
@@ -65,23 +62,23 @@ class CudaGraph:
 
     def record(self, call: Callable, inputs: Tensors, first: Callable | None = None) -> StaticCall:
         """`call` as a graph. first: is called before in its place, for what a capture can't contain."""
-        if self._stream is None:
-            self._stream = torch.cuda.Stream()
+        stream = _stream_for("captures")
         if not self._replays:  # a pool dies with the last graph in it, and torch refuses to wake it
             self._pool = torch.cuda.graph_pool_handle()
         buffers = self._buffers.of(inputs)
         watch = Watch()
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream), watch:
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream), watch:
             (first or call)(buffers)  # lazy initialisations happen here
         torch.cuda.synchronize()
         before = torch.cuda.memory_reserved()
         graph, can_be_changed = nodes.new_graph()
-        with torch.cuda.stream(self._stream), _no_garbage_collection():
+        with torch.cuda.stream(stream), _no_garbage_collection():
             try:
                 outputs = _capture(graph, self._pool, lambda: call(buffers), watch.hand_out())
             except BaseException:
-                self._pool = torch.cuda.graph_pool_handle()  # the failed capture's is left to die
+                self._pool = torch.cuda.graph_pool_handle()  # the failed capture's is left to die,
+                _stream_of.cache_clear()  # and what was at work in it is trusted no more
                 raise
         if can_be_changed:
             with contextlib.suppress(OSError):  # it is slower then
@@ -94,9 +91,20 @@ class CudaGraph:
 
     def release(self) -> None:
         self._buffers.clear()
-        self._stream = self._beside = self._pool = None
+        self._pool = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _stream_for(use: str) -> torch.cuda.Stream:
+    """The same one for as long as the program runs: for each stream that was ever at work torch keeps a workspace of
+    cuBLAS's, 8 MiB or on a Hopper card 32."""
+    return _stream_of(use, torch.cuda.current_device())
+
+
+@lru_cache
+def _stream_of(use: str, device: int) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 class _Replay:
