@@ -14,10 +14,11 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from sdxl_optim.backends.body import HALF
 from sdxl_optim.backends.kernels import empty_for
+from sdxl_optim.backends.lean import multiprocessors
 
 LOG2_E = 1.4426950408889634
-HALF = (torch.float16, torch.bfloat16)
 TOKENS, HIDDEN, CHANNELS = 128, 64, 64  # of a tile of geglu's product, and of each step towards it
 MOST_TOKENS = 2048  # of a picture: cuDNN's attention is faster over more
 QUERIES, KEYS = 64, 128  # of a picture's attention: in one program, in each of its steps
@@ -27,11 +28,6 @@ MOST_WAVES = 3  # of such programs, with one a multiprocessor: cuDNN's attention
 @lru_cache
 def is_hopper(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device)[0] == 9
-
-
-@lru_cache
-def multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @triton.jit

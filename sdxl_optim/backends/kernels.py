@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from sdxl_optim.backends.body import HALF
+
 MOST_KEYS = 128  # that short_attention holds at once
 ROWS = 64  # of queries, in one program of it
 CHANNELS = 64  # in one program of group_statistics
@@ -64,13 +66,7 @@ def empty_for(q: torch.Tensor) -> torch.Tensor:
 
 def takes_short_attention(q: torch.Tensor, k: torch.Tensor) -> bool:
     d = q.shape[-1]
-    return (
-        q.dim() == 4
-        and q.dtype in (torch.float16, torch.bfloat16)
-        and k.shape[2] <= MOST_KEYS
-        and 16 <= d <= 128
-        and d & (d - 1) == 0
-    )
+    return q.dim() == 4 and q.dtype in HALF and k.shape[2] <= MOST_KEYS and 16 <= d <= 128 and d & (d - 1) == 0
 
 
 @triton.jit

@@ -59,11 +59,11 @@ def _group_norm_of(norm: nn.GroupNorm):
 
 def few_groups(x: torch.Tensor, groups: int) -> bool:
     """torch gives each group of each picture to one multiprocessor. Whether that is too few for a group's size."""
-    return x.shape[0] * groups < _multiprocessors(x.device) and x[0].numel() // groups >= 1 << 15
+    return x.shape[0] * groups < multiprocessors(x.device) and x[0].numel() // groups >= 1 << 15
 
 
 @lru_cache
-def _multiprocessors(device: torch.device) -> int:
+def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
