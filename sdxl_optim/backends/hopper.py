@@ -66,7 +66,7 @@ def geglu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Te
     tokens, channels = flat.shape
     along = triton.cdiv(tokens, TOKENS)
     grid = (along * triton.cdiv(hidden, HIDDEN),)
-    group = 16 if along <= 16 else 4
+    group = 16 if along <= 16 else 4  # the faster one at 1024 to 2048 tokens of 1280 channels, and at 8192 of 640
     given = TensorDescriptor.from_tensor(flat, [TOKENS, CHANNELS])
     weights = TensorDescriptor.from_tensor(weight, [HIDDEN, CHANNELS])
     result = TensorDescriptor.from_tensor(out.view(tokens, hidden), [TOKENS, HIDDEN])
