@@ -45,6 +45,7 @@ SETTINGS = {
     "s_min_uncond": 0.0,
     "s_min_uncond_all": False,
     "save_images_before_highres_fix": False,
+    "sd_checkpoints_limit": 1,
     "sd_unet": "Automatic",
     "show_progress_every_n_steps": 1,
     "show_progress_type": "Approx cheap",

@@ -134,6 +134,16 @@ def test_with_what_the_host_offers(case, mode, request_):
 
 
 @pytest.mark.parametrize("mode", OFFLOADS)
+def test_a_refiner_that_the_host_keeps_in_memory(case, mode):
+    """It is taken up again without being loaded, and so is the base after it."""
+    case.options(sd_checkpoints_limit=2)
+    request = {**REFINER, "n_iter": 2}
+    stock = picture(case, None, **request)
+    for _ in range(2):
+        assert equal(picture(case, offload(mode), **request), stock)
+
+
+@pytest.mark.parametrize("mode", OFFLOADS)
 @pytest.mark.parametrize("mask", [None, np.pad(np.full((32, 32), 255, np.uint8), 16)], ids=["img2img", "inpainting"])
 def test_img2img(case, mode, mask):
     image = noise()[:64, :64]

@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from modules import devices, lowvram, sd_unet, shared
+from modules import devices, lowvram, sd_models, sd_unet, shared
 from sdxl_optim.host.webui.lowvram import HostLowvram, loads_into_main_memory
 from sdxl_optim.host.webui.peaks import HighWater
 from sdxl_optim.host.webui.vae import host_option, precision_of, tile_of
@@ -15,6 +15,7 @@ from sdxl_optim.memory import fp8
 from sdxl_optim.memory.meter import Meter
 from sdxl_optim.memory.mover import TEXT, UNET, VAE, Mover
 from sdxl_optim.ops.tiling import FACTOR
+from sdxl_optim.patches.attribute import replaced
 from sdxl_optim.patches.vae import work_of
 from sdxl_optim.plan import Note
 from sdxl_optim.report import JobReport
@@ -189,7 +190,8 @@ def on_model_loaded(model) -> None:
 
 def follow_loads(p, job) -> None:
     """A model that the host loads while this request is under way, such as the refiner, goes to its place at once: the
-    host makes it encode prompts before it samples with it."""
+    host makes it encode prompts before it samples with it. One that the host had kept in main memory is only taken up
+    again, for which there is no callback."""
     global _under_way
     _under_way = p, job.settings, job.report
 
@@ -197,7 +199,17 @@ def follow_loads(p, job) -> None:
         global _under_way
         _under_way = None
 
+    def make(reload):
+        def reload_and_place(*args, **more):
+            model = reload(*args, **more)
+            ensure(p, job.settings, job.report)
+            return model
+
+        return reload_and_place
+
     job.undo.callback(end)
+    if not _is_the_hosts(job.settings.memory):
+        job.undo.enter_context(replaced(sd_models, "reload_model_weights", make))
 
 
 def _encode_piece_by_piece(model) -> None:
@@ -223,11 +235,15 @@ def _undo() -> None:
     placement.undo(devices.device if stays else CPU)
 
 
+def _is_the_hosts(memory: Memory) -> bool:
+    return memory.offload == "host" and memory.weights == "host"
+
+
 def ensure(p, settings: Settings, report: JobReport) -> None:
     """The settings hold for whichever model is loaded."""
     global _in_place
     memory = settings.memory
-    if memory.offload == "host" and memory.weights == "host":
+    if _is_the_hosts(memory):
         return
     model = shared.sd_model
     stale = _in_place is not None and _in_place.mover is not None and _in_place.mover.changed
