@@ -15,7 +15,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from sdxl_optim.backends.body import HALF
-from sdxl_optim.backends.kernels import empty_for
+from sdxl_optim.backends.kernels import empty_for, has_heads
 from sdxl_optim.backends.lean import multiprocessors
 
 LOG2_E = 1.4426950408889634
@@ -142,16 +142,8 @@ def _waves(q: torch.Tensor) -> float:
 
 
 def takes_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
-    d = q.shape[-1]
-    return (
-        q.dim() == 4
-        and q.dtype in HALF
-        and 16 <= d <= 128
-        and d & (d - 1) == 0
-        and max(q.shape[2], k.shape[2]) <= MOST_TOKENS
-        and _waves(q) <= MOST_WAVES
-        and all(map(_has_tiles, (q, k, v)))
-    )
+    short = has_heads(q) and max(q.shape[2], k.shape[2]) <= MOST_TOKENS
+    return short and _waves(q) <= MOST_WAVES and all(map(_has_tiles, (q, k, v)))
 
 
 def _has_tiles(t: torch.Tensor) -> bool:

@@ -65,8 +65,13 @@ def empty_for(q: torch.Tensor) -> torch.Tensor:
 
 
 def takes_short_attention(q: torch.Tensor, k: torch.Tensor) -> bool:
+    return has_heads(q) and k.shape[2] <= MOST_KEYS
+
+
+def has_heads(q: torch.Tensor) -> bool:
+    """Whether q is [B, heads, N, D] in half precision, with a D that a kernel holds at once."""
     d = q.shape[-1]
-    return q.dim() == 4 and q.dtype in HALF and k.shape[2] <= MOST_KEYS and 16 <= d <= 128 and d & (d - 1) == 0
+    return q.dim() == 4 and q.dtype in HALF and 16 <= d <= 128 and d & (d - 1) == 0
 
 
 @triton.jit

@@ -6,6 +6,7 @@ On Python 3.12 and torch 2.11 its source runs untouched with the packages and th
 
 from __future__ import annotations
 
+import argparse
 import base64
 import importlib
 import io
@@ -28,6 +29,22 @@ FLAGS = (
 ON_CPU = ("--use-cpu", "all", "--no-half", "--no-half-vae")
 ON_CARD = ("--opt-sdp-attention",)
 SETTINGS = {"live_previews_enable": False, "return_grid": False, "grid_save": False, "samples_save": False}
+
+
+def parser_with_folders(description: str, seconds: float) -> argparse.ArgumentParser:
+    """Of a script that starts the WebUI: where it and its files are, and for how many seconds at most it measures."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("--webui", "--checkpoints", "--models", "--out"):
+        parser.add_argument(name, type=lambda text: Path(text).resolve(), required=True)
+    parser.add_argument("--driver", type=lambda text: Path(text).resolve())
+    parser.add_argument("--seconds", type=float, default=seconds)
+    parser.add_argument("--tiny", action="store_true")
+    return parser
+
+
+def checkpoint_of(args: argparse.Namespace) -> str:
+    """The name of the checkpoint to load."""
+    return "tiny-sdxl.safetensors" if args.tiny else next(args.checkpoints.glob("*.safetensors")).name
 
 
 def data_folder(models: Path, settings: dict) -> Path:

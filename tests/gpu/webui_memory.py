@@ -23,17 +23,15 @@ that, what it had reached is kept.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
 import time
-from pathlib import Path
 
 import memory
 import numpy as np
 import torch
-from webui_in_process import WebUI, data_folder
+from webui_in_process import WebUI, checkpoint_of, data_folder, parser_with_folders
 
 GB = 1e9
 OFF = {"cfg_cutoff": {"enabled": False}}
@@ -300,20 +298,14 @@ class Bench:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("--webui", "--checkpoints", "--models", "--out"):
-        parser.add_argument(name, type=lambda text: Path(text).resolve(), required=True)
-    parser.add_argument("--driver", type=lambda text: Path(text).resolve())
-    parser.add_argument("--seconds", type=float, default=330.0)
+    parser = parser_with_folders(__doc__, seconds=330.0)
     parser.add_argument("--pictures", type=int, default=15)
     parser.add_argument("--only", default="", help=f"of {', '.join(CASES)}")
-    parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     began, peaks = time.perf_counter(), Peaks()
     cap(CASES["minimal"][1])
-    checkpoint = "tiny-sdxl.safetensors" if args.tiny else next(args.checkpoints.glob("*.safetensors")).name
-    chosen = {"sdxl_optim_load_into_main_memory": True, "sd_model_checkpoint": checkpoint}
+    chosen = {"sdxl_optim_load_into_main_memory": True, "sd_model_checkpoint": checkpoint_of(args)}
     ui, errors = WebUI(args.webui, args.driver, data_folder(args.models, chosen), args.checkpoints), {}
     for name in ("vram-4gb", None):  # the other figures are worth having
         if ui.model is None:

@@ -11,18 +11,16 @@ are those of webui_memory.py.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import statistics
 import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
-from webui_in_process import ROOT, WebUI, data_folder
+from webui_in_process import ROOT, WebUI, checkpoint_of, data_folder, parser_with_folders
 
 sys.path.insert(0, str(ROOT))
 
@@ -116,18 +114,12 @@ def tensor(picture: np.ndarray) -> torch.Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("--webui", "--checkpoints", "--models", "--out"):
-        parser.add_argument(name, type=lambda text: Path(text).resolve(), required=True)
-    parser.add_argument("--driver", type=lambda text: Path(text).resolve())
-    parser.add_argument("--seconds", type=float, default=200.0)
+    parser = parser_with_folders(__doc__, seconds=200.0)
     parser.add_argument("--backend", default="cudagraph")
-    parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     ends = time.perf_counter() + args.seconds
-    checkpoint = "tiny-sdxl.safetensors" if args.tiny else next(args.checkpoints.glob("*.safetensors")).name
-    data = data_folder(args.models, {**PREVIEWS, "sd_model_checkpoint": checkpoint})
+    data = data_folder(args.models, {**PREVIEWS, "sd_model_checkpoint": checkpoint_of(args)})
     work = Alternations(WebUI(args.webui, args.driver, data, args.checkpoints), args.backend, args.tiny)
     while time.perf_counter() < ends and len(work.rows) < 60:
         work.one()

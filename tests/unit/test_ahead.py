@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-import ldm_unet
-import pytest
 import torch
 from host_loop import traces
 
@@ -13,16 +11,6 @@ from sdxl_optim.backends.ahead import Ahead
 from sdxl_optim.backends.body import Arguments, UNetBody
 from sdxl_optim.backends.interface import Kind
 from sdxl_optim.backends.regions import Regions, regions_of
-
-
-@pytest.fixture
-def unet():
-    return ldm_unet.tiny_unet("sdxl", layers=2)
-
-
-@pytest.fixture
-def inputs(unet):
-    return list(ldm_unet.random_inputs(unet.config, 2, (8, 8)).args)
 
 
 def body_of(unet, inputs) -> UNetBody:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-import ldm_unet
 import pytest
 import torch
 from graphs import Tape
@@ -23,16 +22,6 @@ from sdxl_optim.schedule import Loop
 
 EVERYTHING = Order(channels_last_from=0)
 STEPS = Loop.of_steps([1] * 3)
-
-
-@pytest.fixture
-def unet():
-    return ldm_unet.tiny_unet("sdxl", layers=2)
-
-
-@pytest.fixture
-def inputs(unet):
-    return list(ldm_unet.random_inputs(unet.config, 2, (8, 8)).args)
 
 
 @pytest.fixture
