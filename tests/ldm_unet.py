@@ -205,11 +205,16 @@ class SpatialTransformer(nn.Module):
 
 
 class UNetModel(nn.Module):
-    """x: [B, in_channels, H, W], timesteps: [B], context: [B, T, context], y: [B, y_channels]."""
+    """x: [B, in_channels, H, W], timesteps: [B], context: [B, T, context], y: [B, y_channels].
+
+    Without y it is ldm's for SD 1 and 2, which brings x to its `dtype`: fp32, whatever its weights are.
+    """
 
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
+        if config.y_channels is None:
+            self.dtype = torch.float32
         self.model_channels = config.channels
         emb = 4 * config.channels
         self.time_embed = nn.Sequential(nn.Linear(config.channels, emb), nn.SiLU(), nn.Linear(emb, emb))
@@ -260,7 +265,7 @@ class UNetModel(nn.Module):
 
     def forward(self, x, timesteps=None, context=None, y=None):
         emb = self.embedding(timesteps, y)
-        h, hs = x, []
+        h, hs = x.type(getattr(self, "dtype", x.dtype)), []
         for module in self.input_blocks:
             h = module(h, emb, context)
             hs.append(h)
@@ -268,7 +273,7 @@ class UNetModel(nn.Module):
         for module in self.output_blocks:
             h = cat([h, hs.pop()], 1)
             h = module(h, emb, context)
-        return self.out(h)
+        return self.out(h.type(x.dtype))
 
 
 def tiny_unet(name: str = "sdxl", seed: int = 0, layers: int = 1) -> UNetModel:

@@ -127,5 +127,22 @@ def bare_half(unet: nn.Module) -> Iterator[None]:
 
     The results are those of autocast to the last rounding: a norm's fp32 output was rounded by the layer that follows.
     """
-    with forwards_replaced(lean_forwards(unet)), torch.autocast(next(unet.parameters()).device.type, enabled=False):
+    weight = next(unet.parameters())
+    uncast = torch.autocast(weight.device.type, enabled=False)
+    with forwards_replaced(lean_forwards(unet)), _says(unet, weight.dtype), uncast:
         yield
+
+
+@contextmanager
+def _says(unet: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """The ldm layout of SD 1 and 2 brings its input to the type that an attribute names. In the WebUI that is fp32 with
+    half-precision weights as well, which only autocast makes up for."""
+    said = vars(unet).get("dtype")
+    if said is None:
+        yield
+        return
+    unet.dtype = dtype
+    try:
+        yield
+    finally:
+        unet.dtype = said

@@ -186,6 +186,20 @@ def test_norms_that_upcast_are_replaced_for_the_while():
     assert "forward" not in vars(unet[0])
 
 
+@torch.no_grad()
+def test_a_unet_that_says_fp32_runs_bare_in_the_type_of_its_weights():
+    unet = ldm_unet.tiny_unet("sd15").to(torch.bfloat16)
+    unet.time_embed.register_forward_pre_hook(lambda _, args: (args[0].to(torch.bfloat16),))  # the host's own cast
+    inputs = [t.to(torch.bfloat16) for t in ldm_unet.random_inputs(unet.config).args[:3]]
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = unet(*inputs)
+    with bare_half(unet):
+        found = unet(*inputs)
+    assert found.dtype == expected.dtype
+    assert (found - expected).float().norm() < 0.03 * expected.float().norm()
+    assert unet.dtype == torch.float32
+
+
 def test_whose_python_is_in_a_unet():
     unet = ldm_unet.tiny_unet("sdxl")
     assert foreign_python(unet) is None
