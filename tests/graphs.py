@@ -95,7 +95,9 @@ class Tape:
         def replay():
             self._raise("replay")
             self.replays += 1
-            for output, result in zip(outputs, recorder.run(slots), strict=True):
+            with torch.autocast(inputs[0].device.type, enabled=False):  # its casts are on the tape, where it was on
+                results = recorder.run(slots)
+            for output, result in zip(outputs, results, strict=True):
                 output.copy_(result)
 
         return StaticCall(buffers, outputs, replay, nbytes=sum(output.nbytes for output in outputs))

@@ -58,6 +58,20 @@ def run(unet, settings, execution=None, loop=STEPS, rows=PAIR, **more):
     return outputs, run.report
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_tape_is_replayed_as_it_was_recorded(tape, recorded):
+    """The host's autocast is on while a call is replayed, and may have been off while it was recorded."""
+    x, weight = torch.randn(3, 8), torch.randn(8, 8)
+    with torch.autocast("cpu", torch.bfloat16, enabled=recorded):
+        expected = x @ weight
+        call = tape.prepare(lambda tensors: [tensors[0] @ weight], [x], None)
+    with torch.autocast("cpu", torch.bfloat16):
+        [found] = call(None, [x])
+    assert found.dtype == expected.dtype
+    assert torch.equal(found, expected)
+
+
+
 def same(a, b) -> bool:
     return len(a) == len(b) and all(map(torch.equal, a, b))
 

@@ -18,6 +18,9 @@ from .conftest import running
 from .live import ALL, SMALL, Case, Pass, Stock, notes
 from .test_techniques import noise
 
+# Levels of a pixel. A card has the graphs themselves, whose calls leave out autocast's casts.
+ROUNDING = 0 if server.device() == "cpu" else 1
+
 
 @pytest.fixture(scope="module")
 def controlnet_webui():
@@ -32,7 +35,8 @@ def controlnet_webui():
         subprocess.run(command, env=server.offline(), check=True, capture_output=True)
         checkpoint = f"{checkpoints_controlnet.CHECKPOINT}.safetensors"
         settings = {"sd_model_checkpoint": checkpoint, "control_net_no_detectmap": True}
-        extensions = [server.EXTENSION, server.PROBE, server.HERE / "tape", Path(folder)]
+        stand_in = [server.HERE / "tape"] if ROUNDING == 0 else []
+        extensions = [server.EXTENSION, server.PROBE, *stand_in, Path(folder)]
         yield from running(extensions=extensions, settings=settings)
 
 
@@ -96,7 +100,7 @@ def test_controlnet_still_matters_on_cached_steps(case, unit):
 
 @pytest.mark.timeout(900)
 def test_captured_calls_give_way_to_controlnet_and_come_back(case, unit):
-    """By the tests' tape in place of a CUDA graph."""
+    """On a CPU by the tests' tape in place of a CUDA graph."""
     case.counts = False
     captured = {**ALL, "backend": {"name": "cudagraph"}}
     [eager] = case.generate("txt2img", ALL, request(unit))
@@ -106,4 +110,4 @@ def test_captured_calls_give_way_to_controlnet_and_come_back(case, unit):
     [plain] = case.generate("txt2img", ALL, {**REQUEST, **SMALL})
     [picture] = case.generate("txt2img", captured, {**REQUEST, **SMALL})
     assert "12 by cudagraph" in picture.infotext
-    assert np.array_equal(picture.pixels, plain.pixels)
+    assert np.abs(picture.pixels.astype(int) - plain.pixels).max() <= ROUNDING
