@@ -71,7 +71,6 @@ def test_a_tape_is_replayed_as_it_was_recorded(tape, recorded):
     assert torch.equal(found, expected)
 
 
-
 def same(a, b) -> bool:
     return len(a) == len(b) and all(map(torch.equal, a, b))
 

@@ -18,8 +18,8 @@ from .conftest import running
 from .live import ALL, SMALL, Case, Pass, Stock, notes
 from .test_techniques import noise
 
-# Levels of a pixel. A card has the graphs themselves, whose calls leave out autocast's casts.
-ROUNDING = 0 if server.device() == "cpu" else 1
+ON_CPU = server.device() == "cpu"
+ROUNDING = 0 if ON_CPU else 1  # levels of a pixel: a graph's calls leave out autocast's casts
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def controlnet_webui():
         subprocess.run(command, env=server.offline(), check=True, capture_output=True)
         checkpoint = f"{checkpoints_controlnet.CHECKPOINT}.safetensors"
         settings = {"sd_model_checkpoint": checkpoint, "control_net_no_detectmap": True}
-        stand_in = [server.HERE / "tape"] if ROUNDING == 0 else []
+        stand_in = [server.HERE / "tape"] if ON_CPU else []
         extensions = [server.EXTENSION, server.PROBE, *stand_in, Path(folder)]
         yield from running(extensions=extensions, settings=settings)
 
