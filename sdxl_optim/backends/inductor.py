@@ -27,6 +27,7 @@ from sdxl_optim.errors import Unsupported
 from sdxl_optim.words import words
 
 SHORT_ROW = 2048  # numbers that one program sums up at once
+OF_A_ROW = {"XBLOCK": 1, "num_warps": 2, "num_stages": 1}  # such a program; torch's own has eight warps that wait
 MOST_SHAPES = 8  # of the UNet's inputs that are compiled for in one session
 CACHE_VARIABLES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 
@@ -120,10 +121,11 @@ def _compile(graph: torch.fx.GraphModule, examples: list[torch.Tensor]):
 
 @contextmanager
 def _short_rows_at_once() -> Iterator[None]:
-    """While entered, a kernel that sums up rows of a token's size holds the whole row: torch does it up to 1024, and
-    SDXL's tokens have 1280. (A newer torch asks somebody; an older one has it as it was.)"""
+    """While entered, a kernel that sums up rows of a token's size holds a whole row, in two warps: torch does it up to
+    1024, and SDXL's tokens have 1280. (A newer torch asks somebody; an older one has it as it was.)"""
     try:
         from torch._inductor.choices import InductorChoices
+        from torch._inductor.codegen.triton import FixedTritonConfig
         from torch._inductor.virtualized import V
     except ImportError:
         yield
@@ -135,6 +137,12 @@ def _short_rows_at_once() -> Iterator[None]:
             if InductorChoices.should_use_persistent_reduction(features, cooperative_reduction):
                 return True
             return not cooperative_reduction and _is_short_row(features)
+
+        def triton_kernel_kwargs(self, kernel_cls, features, groups, kernel_kwargs: dict) -> dict:
+            given = super().triton_kernel_kwargs(kernel_cls, features, groups, kernel_kwargs)
+            if features.is_reduction() and _is_short_row(features) and "fixed_config" not in given:
+                return {**given, "fixed_config": FixedTritonConfig(OF_A_ROW)}
+            return given
 
     with V.set_choices_handler(Choices()):
         yield

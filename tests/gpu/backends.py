@@ -147,7 +147,7 @@ def section_changes(model, state) -> dict:
     techniques = [{}, DEEPCACHE, {"freeu": {"enabled": True}}, {"freeu": {"enabled": True}, **DEEPCACHE}]
     worst, memory, n, prepared, moved, exact = 0.0, [], 0, 0, 0, 0
     edge = model.size // 2
-    while n < 60 and time.perf_counter() - began < 40:
+    while n < 60 and time.perf_counter() - began < 70:
         rows = rng.choice([2, 2, 1])
         settings = {**rng.choice(techniques), "cfg_cutoff": {"enabled": rows == 1, "stop": 0.0}}
         size = rng.choice([(edge, edge), (edge, edge // 2), (edge // 2, edge)])

@@ -6,9 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+
+from sdxl_optim.backends import inductor
 
 TESTS = Path(__file__).with_name("interpreted_kernels.py")
 
@@ -23,3 +26,19 @@ def test_by_tritons_interpreter():
     )
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-1000:]
     assert " passed" in run.stdout
+
+
+@pytest.mark.parametrize(("numbers", "is_changed"), [(1280, True), (5120, False)])
+def test_the_compiler_sums_up_a_tokens_row_in_few_warps(numbers, is_changed):
+    pytest.importorskip("torch._inductor.choices")
+    from torch._inductor.runtime.hints import ReductionHint
+    from torch._inductor.virtualized import V
+
+    reduction = SimpleNamespace(
+        reduction_numel=numbers, is_reduction=lambda: True, get_reduction_hint=lambda: ReductionHint.INNER
+    )
+    with inductor._short_rows_at_once():
+        given = V.choices.triton_kernel_kwargs(None, reduction, [], {})
+    assert ("fixed_config" in given) is is_changed
+    assert not is_changed or given["fixed_config"]["num_warps"] == 2
+    assert V.choices.triton_kernel_kwargs(None, reduction, [], {}) == {}
