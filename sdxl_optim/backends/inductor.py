@@ -27,7 +27,8 @@ from sdxl_optim.errors import Unsupported
 from sdxl_optim.words import words
 
 SHORT_ROW = 2048  # numbers that one program sums up at once
-OF_A_ROW = {"XBLOCK": 1, "num_warps": 2, "num_stages": 1}  # such a program; torch's own has eight warps that wait
+MOST_BY_TORCH = 1024  # of these that torch gives to one program by itself
+OF_A_ROW = {"XBLOCK": 1, "num_warps": 2, "num_stages": 1}  # such a program; eight warps, as torch has, would wait
 MOST_SHAPES = 8  # of the UNet's inputs that are compiled for in one session
 CACHE_VARIABLES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 
@@ -121,8 +122,8 @@ def _compile(graph: torch.fx.GraphModule, examples: list[torch.Tensor]):
 
 @contextmanager
 def _short_rows_at_once() -> Iterator[None]:
-    """While entered, a kernel that sums up rows of a token's size holds a whole row, in two warps: torch does it up to
-    1024, and SDXL's tokens have 1280. (A newer torch asks somebody; an older one has it as it was.)"""
+    """While entered, a kernel that sums up rows of a token's size holds a whole row: torch does it up to 1024, and
+    SDXL's tokens have 1280. (A newer torch asks somebody; an older one has it as it was.)"""
     try:
         from torch._inductor.choices import InductorChoices
         from torch._inductor.codegen.triton import FixedTritonConfig
@@ -140,12 +141,18 @@ def _short_rows_at_once() -> Iterator[None]:
 
         def triton_kernel_kwargs(self, kernel_cls, features, groups, kernel_kwargs: dict) -> dict:
             given = super().triton_kernel_kwargs(kernel_cls, features, groups, kernel_kwargs)
-            if features.is_reduction() and _is_short_row(features) and "fixed_config" not in given:
+            if _is_longer_than_torchs(groups) and _is_short_row(features):
                 return {**given, "fixed_config": FixedTritonConfig(OF_A_ROW)}
             return given
 
     with V.set_choices_handler(Choices()):
         yield
+
+
+def _is_longer_than_torchs(groups: list) -> bool:
+    """groups: a kernel's sizes by direction, in a list. One that sums up rows, and nothing else, has x and r0_."""
+    sizes = groups[0] if groups and isinstance(groups[0], dict) else {}
+    return set(sizes) == {"x", "r0_"} and str(sizes["r0_"]).isdigit() and int(sizes["r0_"]) > MOST_BY_TORCH
 
 
 def _is_short_row(features) -> bool:

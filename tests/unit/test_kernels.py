@@ -28,17 +28,19 @@ def test_by_tritons_interpreter():
     assert " passed" in run.stdout
 
 
-@pytest.mark.parametrize(("numbers", "is_changed"), [(1280, True), (5120, False)])
-def test_the_compiler_sums_up_a_tokens_row_in_few_warps(numbers, is_changed):
+@pytest.mark.parametrize(
+    ("sizes", "is_changed"),
+    [({"x": 2048, "r0_": 1280}, True), ({"x": 2048, "r0_": 640}, False), ({"x": 2048, "r0_": 5120}, False),
+     ({"y": 2, "x": 1024, "r0_": 1280}, False), ({"x": 2048}, False)],
+)  # fmt: skip
+def test_the_compiler_sums_up_a_tokens_row_in_few_warps(sizes, is_changed):
     pytest.importorskip("torch._inductor.choices")
     from torch._inductor.runtime.hints import ReductionHint
     from torch._inductor.virtualized import V
 
-    reduction = SimpleNamespace(
-        reduction_numel=numbers, is_reduction=lambda: True, get_reduction_hint=lambda: ReductionHint.INNER
-    )
+    features = SimpleNamespace(reduction_numel=sizes.get("r0_", 1), get_reduction_hint=lambda: ReductionHint.INNER)
     with inductor._short_rows_at_once():
-        given = V.choices.triton_kernel_kwargs(None, reduction, [], {})
+        given = V.choices.triton_kernel_kwargs(None, features, [sizes], {})
     assert ("fixed_config" in given) is is_changed
     assert not is_changed or given["fixed_config"]["num_warps"] == 2
-    assert V.choices.triton_kernel_kwargs(None, reduction, [], {}) == {}
+    assert V.choices.triton_kernel_kwargs(None, features, [sizes], {}) == {}
