@@ -126,6 +126,8 @@ class Mover:
     def _call(self, part: Part) -> None:
         learned = self._measure(part)
         if not learned and self._at_work == (part, self.key) and part.ready:
+            if self._measuring is None:  # one of several calls, as the VAE's of its quant convolution and its decoder
+                self._begin(part)
             return
         self._at_work = part, self.key
         self._recent.remove(part)

@@ -57,6 +57,7 @@ class Coder(nn.Module):
     def __init__(self):
         super().__init__()
         self.encoder, self.decoder = Sized(68 * MB), Sized(99 * MB)
+        self.post_quant_conv = Sized(8 * SCALE)  # a call by itself, before the decoder's
 
 
 def unet_sizes(half: bool) -> list[int]:
@@ -187,6 +188,7 @@ class Card:
                 self.taken, self.layer = {}, 0
                 self.parts[UNET](self.unet_layer)
                 self.note(UNET)
+            self.parts[VAE].post_quant_conv(self.check)
             self.parts[VAE].decoder(self.decode_somehow)
             self.note(VAE)
         del kept
