@@ -130,7 +130,9 @@ def _forward(
                         raise
                 if not relieved:
                     relieved = True
-                    if relieve() or smallest:
+                    if found := relieve():
+                        report.say("memory ran out; computed again with the rest of the model in main memory")
+                    if found or smallest:
                         continue
                 tile = max(tile // 2, SMALLEST)
                 report.say(f"memory ran out; computed again in tiles of {tile * FACTOR}")

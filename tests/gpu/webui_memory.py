@@ -137,7 +137,7 @@ class Bench:
         size = {"width": 64, "height": 64, "steps": 3} if args.tiny else {"width": 1024, "height": 1024, "steps": 30}
         self.request = {**size, "cfg_scale": 5.0, "sampler_name": "Euler", "scheduler": "Automatic", "seed": 1}
         self.placement, self.watch = placement, Watch()
-        self.made = 0
+        self.made = self.again = 0  # pictures; those that ran out of memory once
         self.hosts: list[tuple[int, float]] = []  # (block, seconds)
         self.block = 0
         self.expected: dict[str, np.ndarray] = {}  # the host's first picture, by decoder
@@ -155,6 +155,7 @@ class Bench:
         began = time.perf_counter()
         picture = self.ui.picture(settings, prompt=prompt(self.made if k is None else k), **self.request)
         wait()
+        self.again += "memory ran out" in self.ui.infotext
         return time.perf_counter() - began, picture
 
     def staged(self, settings: dict) -> dict[str, float]:
@@ -210,6 +211,7 @@ class Bench:
         cap(limit)
         self.peaks.begin()
         before, row["out_of_memory"] = ooms(), row.get("out_of_memory", False)
+        again = self.again
         wanted = COPY_PICTURES if name == "minimal" else -(-self.pictures // blocks)
         row["blocks"].append(self.block)
         try:
@@ -219,6 +221,7 @@ class Bench:
         for key, value in self.peaks.read().items():
             row[key] = max(value, row.get(key, 0.0))
         row["ooms"] += ooms() - before
+        row["decoded_again"] = row.get("decoded_again", 0) + self.again - again
         if name == "minimal" and (place := self.placement._in_place) is not None:
             pieces = place.mover.parts[memory.UNET].pieces
             row["copy_seconds"] = row["moved_gb"] * GB / memory.copy_rate(pieces, place.mover.device)
@@ -287,8 +290,9 @@ class Bench:
             held = "OOM" if r["out_of_memory"] else f"{r['pictures']} ok"
             lines.append(
                 f"{name:22} {r['peak_gb']:8.2f} {limit:>4} {r['reserved_gb']:8.2f} {r.get('median', 0):6.3f} "
-                f"{r.get('ratio', 0):6.3f} {ratio or '':>5} {len(r['seconds']):3} {held}; {r['ooms']} retries; "
-                f"{r.get('levels_apart')} levels from the host's; {r.get('moved_gb', 0):.2f} GB a picture"
+                f"{r.get('ratio', 0):6.3f} {ratio or '':>5} {len(r['seconds']):3} {held}; {r['ooms']} retries, "
+                f"{r['decoded_again']} decoded again; {r.get('levels_apart')} levels from the host's; "
+                f"{r.get('moved_gb', 0):.2f} GB a picture"
             )
             if "copy_seconds" in r and "median" in r:
                 lines.append(f"{'':22} {r['median'] / r['copy_seconds']:.2f} times what the copies alone take, ≤ 1.5")
