@@ -174,7 +174,10 @@ class Mover:
 
     def _room(self, part: Part) -> Room:
         """With what the part itself takes counted as free."""
-        work = self._measured.get((part.name, self.key), self.guess.get(part.name, 0))
+        guess = self.guess.get(part.name, 0)
+        work = self._measured.get((part.name, self.key), guess)
+        if part.name in WHOLE:
+            work = max(work, guess)  # which of its calls was measured, and which one is next, is not known
         used = self.meter.used() - part.bytes_inside
         return Room(self.meter.limit(), used, int(work * FACTORS.get(part.name, FACTOR)) + SPARE)
 
