@@ -137,11 +137,13 @@ def _short_rows_at_once() -> Iterator[None]:
         def should_use_persistent_reduction(features, cooperative_reduction: bool) -> bool:
             if InductorChoices.should_use_persistent_reduction(features, cooperative_reduction):
                 return True
-            return not cooperative_reduction and _is_short_row(features)
+            return not cooperative_reduction and 0 < _row(features) <= SHORT_ROW
 
         def triton_kernel_kwargs(self, kernel_cls, features, groups, kernel_kwargs: dict) -> dict:
             given = super().triton_kernel_kwargs(kernel_cls, features, groups, kernel_kwargs)
-            if _is_longer_than_torchs(groups) and _is_short_row(features):
+            sizes = groups[0]  # by direction
+            sums_rows_alone = isinstance(sizes, dict) and sizes.keys() == {"x", "r0_"}  # as the form has them
+            if sums_rows_alone and MOST_BY_TORCH < _row(features) <= SHORT_ROW:
                 return {**given, "fixed_config": FixedTritonConfig(OF_A_ROW)}
             return given
 
@@ -149,20 +151,16 @@ def _short_rows_at_once() -> Iterator[None]:
         yield
 
 
-def _is_longer_than_torchs(groups: list) -> bool:
-    """groups: a kernel's sizes by direction, in a list. One that sums up rows, and nothing else, has x and r0_."""
-    sizes = groups[0] if groups and isinstance(groups[0], dict) else {}
-    return set(sizes) == {"x", "r0_"} and str(sizes["r0_"]).isdigit() and int(sizes["r0_"]) > MOST_BY_TORCH
-
-
-def _is_short_row(features) -> bool:
+def _row(features) -> int:
+    """How many numbers, side by side in memory, a kernel sums up for each of its results; 0 where it does something
+    else or that is a symbol."""
     from torch._inductor.runtime.hints import ReductionHint
 
     try:
         size = int(features.reduction_numel)
-    except TypeError:  # a symbol
-        return False
-    return features.get_reduction_hint() == ReductionHint.INNER and size <= SHORT_ROW
+    except TypeError:
+        return 0
+    return size if features.get_reduction_hint() == ReductionHint.INNER else 0
 
 
 def _removed_broken_library(error: OSError) -> bool:
