@@ -223,7 +223,7 @@ def _folder(path: Path) -> Path:
 
 def _read_json(text: str) -> object:
     try:
-        return json.loads(text if text.lstrip().startswith("{") else Path(text).read_text("utf-8"))
+        return json.loads(text if text.lstrip().startswith("{") else Path(text).read_text("utf-8-sig"))
     except (OSError, ValueError) as error:
         raise SettingsError(
             "--settings", text, f"a JSON object, or the path of a file with one ({error})"

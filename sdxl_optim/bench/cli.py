@@ -129,7 +129,7 @@ def read_prompts(path: Path | None) -> list[Prompt]:
     if path is None:
         return list(ARTICLE_PROMPTS)
     try:
-        prompts = prompts_of(path.read_text("utf-8"))
+        prompts = prompts_of(path.read_text("utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError("--prompts", str(path), f"a text file ({error})") from None
     if not prompts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from statistics import fmean
@@ -12,6 +13,8 @@ from sdxl_optim.bench.charts import Point, Scatter
 from sdxl_optim.bench.html import Picture, Pictures, Table, page
 from sdxl_optim.bench.quality import compare_all
 from sdxl_optim.bench.results import Results, Row, write_csv, write_json
+
+log = logging.getLogger("sdxl_optim")
 
 REPORT, CSV, JSON, MARKDOWN = "report.html", "results.csv", "results.json", "table.md"
 FILES = (REPORT, CSV, JSON, MARKDOWN)
@@ -48,17 +51,28 @@ GREATEST = ("allocated_bytes", "reserved_bytes")
 
 
 def write_report(results: Results) -> list[Row]:
-    """Complete the rows with their quality numbers and write all files. Returns the rows."""
+    """Complete the rows with their quality numbers and write all files. Returns the rows.
+
+    A file that can't be written, as a spreadsheet holds it, is as it was before: the log says so, and the others are
+    written.
+    """
     before = results.rows()
     rows = compare_all(results, before)
     if rows != before:
         results.replace(rows)
-    write_csv(rows, results.folder / CSV)
-    write_json(rows, results.folder / JSON)
     means = summary(rows)
     facts = "".join(f"{line}\n\n" for line in what_is_shared(rows))
-    (results.folder / MARKDOWN).write_text(facts + markdown(*table_of(means)), "utf-8")
-    (results.folder / REPORT).write_text(_page(results, rows, means), "utf-8")
+    writing = {
+        CSV: lambda path: write_csv(rows, path),
+        JSON: lambda path: write_json(rows, path),
+        MARKDOWN: lambda path: path.write_text(facts + markdown(*table_of(means)), "utf-8"),
+        REPORT: lambda path: path.write_text(_page(results, rows, means), "utf-8"),
+    }
+    for name, write in writing.items():
+        try:
+            write(results.folder / name)
+        except OSError as error:
+            log.warning("%s can't be written (%s); the result's other files are", results.folder / name, error)
     return rows
 
 

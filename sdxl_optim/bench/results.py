@@ -128,7 +128,7 @@ class Results:
     def rows(self) -> list[Row]:
         """All rows, in the order of their making. A last line that was torn by the process's death is left out."""
         try:
-            lines = (self.folder / ROWS).read_text("utf-8").splitlines()
+            lines = (self.folder / ROWS).read_text("utf-8").split("\n")  # a prompt may hold other ends of lines
         except FileNotFoundError:
             return []
         rows = []

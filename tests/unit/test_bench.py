@@ -10,6 +10,7 @@ from PIL import Image
 
 from sdxl_optim.bench.article import Case, article_cases, combination
 from sdxl_optim.bench.cases import ARTICLE_PROMPTS, Prompt
+from sdxl_optim.bench.cli import read_prompts
 from sdxl_optim.bench.compare import comparison, comparison_text
 from sdxl_optim.bench.reading import article_rows, as_text, cases_of, prompts_of
 from sdxl_optim.bench.report import summary, table_of
@@ -217,6 +218,12 @@ def test_prompts_with_and_without_seeds():
         Prompt("7:", "7:", 3),
     ]
     assert prompts_of(as_text(ARTICLE_PROMPTS)) == list(ARTICLE_PROMPTS)
+
+
+def test_a_file_of_prompts_with_a_mark_in_front(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("12: a fox", "utf-8-sig")
+    assert read_prompts(path) == [Prompt("a fox", "a fox", 12)]
 
 
 def test_two_results_side_by_side(results, tmp_path):

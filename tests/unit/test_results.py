@@ -61,6 +61,13 @@ def test_a_torn_line_is_left_out_and_does_not_spoil_the_next(results):
     assert results.rows() == [Row("a"), Row("b")]
 
 
+def test_a_prompt_with_ends_of_lines_that_json_leaves_as_they_are(results):
+    rows = [Row("a", prompt="a fox\u2028in snow\u0085at dusk\u2029"), Row("b")]
+    for row in rows:
+        results.append(row)
+    assert results.rows() == rows
+
+
 def test_a_row_of_a_newer_version_is_read():
     assert from_dict({**to_dict(FULL), "new": 1}) == FULL
 
@@ -168,6 +175,16 @@ def test_the_report_is_one_page_of_its_own(results):
     assert "A title &amp; more" in page
     assert "| fast |" in (results.folder / "table.md").read_text("utf-8")
     assert results.rows()[1].mad > 0
+
+
+@pytest.mark.parametrize("held", FILES)
+def test_a_file_that_another_program_holds(results, held, caplog):
+    """A folder in its place is as little to be written to as what a spreadsheet has open on Windows."""
+    results.append(Row("off", stock=True, seconds=2.0), picture())
+    (results.folder / held).mkdir()
+    assert len(write_report(results)) == 1
+    assert held in caplog.text
+    assert all((results.folder / name).is_file() for name in FILES if name != held)
 
 
 def test_what_is_missing_is_said(results, monkeypatch):
