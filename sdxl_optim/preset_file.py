@@ -17,6 +17,7 @@ from sdxl_optim.errors import SettingsError
 from sdxl_optim.presets import Preset
 
 STEPS = declared.Declaration("slider", None, "steps", "", 1, 150, 1, nullable=True)
+ENCODING = "utf-8-sig"  # some editors put a mark in front
 SWITCH_AT = declared.Declaration("slider", None, "switch at", "", 0.01, 1.0, 0.01, nullable=True)
 
 
@@ -31,7 +32,7 @@ class PresetFile:
         """Read the file. The answer is one sentence for the user where something in it could not be read."""
         presets.set_own(())
         try:
-            text = self.path.read_text("utf-8")
+            text = self.path.read_text(ENCODING)
         except FileNotFoundError:
             return None
         except (OSError, UnicodeDecodeError) as error:
@@ -44,9 +45,13 @@ class PresetFile:
         return self._set_aside("; ".join(wrong)) if wrong else None
 
     def _set_aside(self, reason: str) -> str:
-        aside = self.path.with_name(f"{self.path.stem}.broken-{time.strftime('%Y%m%d-%H%M%S')}{self.path.suffix}")
+        stem, suffix = self.path.stem, self.path.suffix
+        aside = self.path.with_name(f"{stem}.broken-{time.strftime('%Y%m%d-%H%M%S')}{suffix}")
         try:
-            aside.write_bytes(self.path.read_bytes())
+            content = self.path.read_bytes()
+            kept = (p for p in self.path.parent.glob(f"{stem}.broken-*{suffix}") if p.read_bytes() == content)
+            aside = next(kept, aside)  # it was there at the last start, too
+            aside.write_bytes(content)
         except OSError as error:
             return f"{reason}. {self.path} could not be copied aside ({type(error).__name__})."
         return f"{reason}. The file is kept as {aside.name}; all that could be read is there."

@@ -201,6 +201,23 @@ def test_a_broken_file_is_set_aside(file, content):
     assert file.load() is None
 
 
+def test_a_broken_file_is_set_aside_once(file, monkeypatch):
+    seconds = map(str, range(9))
+    monkeypatch.setattr("time.strftime", lambda *_: next(seconds))
+    for content in (b"{torn", b"{torn", b"{another", b"{torn"):
+        file.path.write_bytes(content)
+        assert "broken-" in file.load()
+    aside = sorted(p.read_bytes() for p in file.path.parent.iterdir() if "broken" in p.name)
+    assert aside == [b"{another", b"{torn"]
+
+
+def test_a_mark_that_an_editor_puts_in_front(file):
+    text = as_text([mine()])
+    file.path.write_text(text, "utf-8-sig")
+    assert file.load() is None
+    assert presets.own() == (mine(),)
+
+
 def test_one_broken_entry_does_not_take_the_others_along(file):
     good = json.loads(as_text([mine()]))
     good["presets"]["bad"] = {"settings": {"deepcache": {"cache_interval": 99}}}

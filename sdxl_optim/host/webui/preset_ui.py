@@ -17,7 +17,7 @@ from sdxl_optim import presets
 from sdxl_optim import settings as declared
 from sdxl_optim.errors import SettingsError
 from sdxl_optim.host.webui.job import log
-from sdxl_optim.preset_file import PresetFile, as_text
+from sdxl_optim.preset_file import ENCODING, PresetFile, as_text
 from sdxl_optim.presets import NONE, Preset
 from sdxl_optim.settings import Field
 
@@ -125,7 +125,7 @@ def connect_own(
         return "Deleted.", NONE
 
     def bring_in(upload):
-        text = Path(upload.name).read_text("utf-8", errors="replace")
+        text = Path(upload.name).read_text(ENCODING, errors="replace")
         return f"Imported: <span translate='no'>{html.escape(', '.join(file.bring_in(text)))}</span>", None
 
     outputs = [parts["answer"], choose]
