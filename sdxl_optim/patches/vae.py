@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from threading import RLock
 
 import torch
 from torch import nn
@@ -90,16 +91,23 @@ def vae_attached(
 
     norms: "tile" gives each tile group norms of its own, as diffusers does; "picture" takes their statistics from the
     whole picture, scaled down to the size of a tile and computed once more.
+
+    A host may decode previews in another thread: they wait for each other, as each changes the weights' precision.
     """
+    alone = RLock()
     with ExitStack() as stack:
         for module, run, per_latent in ((encoder, tiled_encode, FACTOR), (decoder, tiled_decode, 1)):
-            make = _forward(module, dtype, tile, run, per_latent, norms == "picture", report, relieve)
+            make = _forward(module, dtype, tile, run, per_latent, norms == "picture", report, relieve, alone)
             stack.enter_context(replaced(module, "forward", make))
-        yield
+        try:
+            yield
+        finally:
+            with alone:
+                stack.close()
 
 
 def _forward(
-    module: nn.Module, wanted, size, run, per_latent: int, whole_norms: bool, report: VaeReport, relieve
+    module: nn.Module, wanted, size, run, per_latent: int, whole_norms: bool, report: VaeReport, relieve, alone: RLock
 ) -> Callable:
     keep_dtype = per_latent != 1  # what follows the encoder expects the VAE's own precision
 
@@ -138,6 +146,10 @@ def _forward(
                 report.say(f"memory ran out; computed again in tiles of {tile * FACTOR}")
 
         def forward(x, **more):
+            with alone:
+                return safely(x, more)
+
+        def safely(x: torch.Tensor, more: dict) -> torch.Tensor:
             own = next(module.parameters()).dtype
             dtype = wanted or own
             for safer in (*_safer(dtype, x.device), None):

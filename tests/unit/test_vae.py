@@ -1,6 +1,9 @@
 """The VAE in another precision and in tiles, and a NaN that never gets through."""
 
+import copy
 import random
+import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -217,6 +220,39 @@ def test_a_nan_is_decoded_again_and_said_once(vae):
         hook.remove()
     assert report.retries == ["bf16 gave a NaN; computed again in fp32"]
     assert report.precision == "fp32"
+
+
+@torch.no_grad()
+def test_a_preview_in_another_thread_does_not_change_the_weights_under_a_decode(vae):
+    """It would begin first and end in between: what it puts back is not what the picture computes in."""
+    vae = copy.deepcopy(vae).to(torch.bfloat16)
+    z, entered, failed = torch.randn(1, 4, 8, 8), threading.Event(), []
+    with vae_attached(vae.encoder, vae.decoder, torch.float32, None, VaeReport()):
+        right = vae.decoder(z)
+
+        def slowly(*_):
+            if threading.current_thread() is preview:
+                entered.set()
+                time.sleep(0.1)  # for the picture to begin, if it does
+            else:
+                preview.join()
+
+        def decode():
+            try:
+                vae.decoder(z)
+            except RuntimeError as error:
+                failed.append(error)
+
+        preview, hook = threading.Thread(target=decode), vae.decoder.conv_in.register_forward_hook(slowly)
+        try:
+            preview.start()
+            assert entered.wait(10)
+            assert torch.equal(vae.decoder(z), right)
+        finally:
+            preview.join()
+            hook.remove()
+    assert not failed
+    assert next(vae.decoder.parameters()).dtype == torch.bfloat16
 
 
 def spoil_half(module, args, out):
