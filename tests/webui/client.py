@@ -42,13 +42,14 @@ class Picture:
 class Client:
     """Calls one server. `script` is the dict of settings that goes to the script "sdxl optim"."""
 
-    def __init__(self, url: str):
-        self.url = url
+    def __init__(self, url: str, auth: tuple[str, str] | None = None):
+        self.url, self.auth = url, auth
 
     def call(self, method: str, path: str, body=None):
         data = None if body is None else json.dumps(body)  # requests' own `json` knows no NaN
         headers = {"Content-Type": "application/json"}
-        answer = requests.request(method, self.url + path, data=data, headers=headers, timeout=TIMEOUT_SECONDS)
+        how = {"headers": headers, "auth": self.auth, "timeout": TIMEOUT_SECONDS}
+        answer = requests.request(method, self.url + path, data=data, **how)
         if not answer.ok:
             is_json = answer.headers.get("content-type", "").startswith("application/json")
             raise ApiError(answer.status_code, answer.json() if is_json else answer.text)
