@@ -178,6 +178,43 @@ def test_own_presets_through_the_page(client, webui, tab, tmp_path):
     tab.off()
 
 
+def shown(tab) -> list[str]:
+    tab.page.wait_for_timeout(1000)
+    return tab.page.locator(f"#{tab.elem_id('preset')} input").evaluate_all("all => all.map(one => one.value)")
+
+
+def test_what_one_page_saves_and_deletes_the_others_show(webui, tab, open_page):
+    """The other tab, another page, and the same one loaded anew."""
+    image, other = Tab(tab.page, "img2img"), Tab(open_page(webui))
+    other.fill_in(steps=20)
+    other.set({"deepcache": {"enabled": True, "cache_interval": 4}})
+    browser.open_accordion(other.page, other.elem_id("own_presets"))
+    browser.set_text(other.page, other.elem_id("preset_name"), "shared")
+    assert press(other, "save") == "Saved."
+    tab.switch(True, "enabled")
+    assert "shared" in shown(tab)
+    browser.show_tab(tab.page, "tab_img2img")
+    image.switch(True, "enabled")
+    assert "shared" in shown(image)
+    browser.show_tab(tab.page, "tab_txt2img")
+    tab.preset("shared")
+    assert browser.number(tab.page, tab.elem_id("deepcache", "cache_interval")) == 4
+
+    assert press(other, "delete") == "Deleted."
+    assert "cached" in tab.generate().infotext  # what it filled is there all the same
+    assert "shared" not in shown(tab)
+    assert chosen(tab) == presets.NONE
+    other.page.reload()
+    browser.wait_until_ready(other.page)
+    other.switch(True, "enabled")
+    assert "shared" not in shown(other)
+    browser.show_tab(tab.page, "tab_img2img")
+    image.off()
+    browser.show_tab(tab.page, "tab_txt2img")
+    tab.page.click(f"#{tab.elem_id('preset_undo')}")
+    tab.off()
+
+
 def test_a_broken_presets_file_is_set_aside(webui, tab):
     presets_file(webui).write_text("{torn", "utf-8")
     browser.reload_ui(tab.page, webui)

@@ -17,6 +17,7 @@ from sdxl_optim import presets
 from sdxl_optim import settings as declared
 from sdxl_optim.advice import advise
 from sdxl_optim.errors import SettingsError
+from sdxl_optim.host.webui import preset_ui
 from sdxl_optim.host.webui.foresight import NotForeseeable, foresee, in_words
 from sdxl_optim.host.webui.job import log
 from sdxl_optim.host.webui.machine import machine
@@ -130,17 +131,20 @@ class Page:
             component.change(None, _js=self._soon, inputs=None, outputs=None)
 
         def show(*values):
+            names, *values = values
             given = dict(zip(request, values, strict=False))
-            return self._foresee(given, values[len(request) :])
+            held = values[len(request) :]
+            return *preset_ui.choices_now(names, held[a.components.index(preset)]), *self._foresee(given, held)
 
+        preset = next(c for c, f in zip(a.components, a.fields, strict=True) if f.path == preset_ui.PRESET)
+        shown = gr.State(preset_ui.names())  # of presets, as this page has them
         a.foresee.click(
             show,
-            inputs=[*request.values(), *a.components],
-            outputs=[a.plan, a.proposal, a.take],
+            inputs=[shown, *request.values(), *a.components],
+            outputs=[preset, shown, a.plan, a.proposal, a.take],
             show_progress=False,
             queue=False,
         )
-        preset = next(c for c, f in zip(a.components, a.fields, strict=True) if f.path == ("preset",))
         taken = [request[name] for name in ("steps", "refiner_switch_at") if name in request]
         a.take.click(lambda name: _proposed(name)[: len(taken)], inputs=[preset], outputs=taken, show_progress=False)
 
@@ -157,7 +161,7 @@ class Page:
 
     def _line(self, given: dict[str, Any], flat: dict) -> str:
         try:
-            settings = declared.from_flat(flat)
+            settings = preset_ui.settings_of(self.accordion.fields, flat.values())
             plans = foresee(as_request(given), settings, self.tab == "img2img")
             return show_plan(*in_words(plans, settings))
         except (SettingsError, NotForeseeable) as error:

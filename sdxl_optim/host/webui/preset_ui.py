@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from sdxl_optim.errors import SettingsError
 from sdxl_optim.host.webui.job import log
 from sdxl_optim.preset_file import ENCODING, PresetFile, as_text
 from sdxl_optim.presets import NONE, Preset
-from sdxl_optim.settings import Field
+from sdxl_optim.settings import Field, Settings
 
+PRESET = ("preset",)
 file = PresetFile(Path(paths_internal.data_path, "sdxl_optim_presets.json"))
 _message = ""  # of the last loading
 
@@ -37,6 +38,23 @@ def names() -> list[str]:
     return [NONE, *presets.Names()]
 
 
+def settings_of(fields: list[Field], values: Iterable[Any]) -> Settings:
+    """What the accordion holds. A preset that another page has deleted is none: what it filled is there all the same.
+    Raises SettingsError."""
+    flat = {f.path: value for f, value in zip(fields, values, strict=False)}
+    if flat.get(PRESET) not in names():
+        flat[PRESET] = None
+    return declared.from_flat(flat)
+
+
+def choices_now(shown: list[str], chosen: str) -> tuple[Any, list[str]]:
+    """What the radio shall show in a page that shows these: other pages save and delete, too. Nothing where it is the
+    same, as an update is a change that asks again."""
+    if shown == names():
+        return gr.update(), shown
+    return gr.update(choices=names(), value=chosen if chosen in names() else NONE), names()
+
+
 def undo_button(elem_id) -> ToolButton:
     return ToolButton("↶", elem_id=elem_id("preset_undo"), tooltip="Back to what was set before the preset")
 
@@ -48,15 +66,17 @@ def connect_row(choose: gr.Radio, undo: gr.Button, fields: list[Field], componen
     held = gr.State(NONE)  # the preset that the components were filled from
 
     def fill(last: str, *values):
-        at = [f.path for f, _ in filled].index(("preset",))
-        settings = declared.from_given({("preset",): values[at]})
+        at = [f.path for f, _ in filled].index(PRESET)
+        if values[at] not in names():  # another page has deleted it
+            return [last, None, *(gr.update(**({"value": last} if i == at else {})) for i in range(len(filled)))]
+        settings = declared.from_given({PRESET: values[at]})
         kept = [last if i == at else value for i, value in enumerate(values)]
         return [values[at], kept, *(shown(f, declared.get(settings, f.path)) for f, _ in filled)]
 
     def back(last: str, kept: list | None):
         if kept is None:
             return [last, None, *[gr.update()] * len(filled)]
-        at = [f.path for f, _ in filled].index(("preset",))
+        at = [f.path for f, _ in filled].index(PRESET)
         return [kept[at], None, *kept]
 
     outputs = [held, before, *(c for _, c in filled)]
@@ -110,8 +130,7 @@ def connect_own(
         return answer
 
     def save(name: str, steps: float, *values):
-        settings = declared.from_flat({f.path: v for f, v in zip(fields, values, strict=True)})
-        kept = declared.to_sparse_dict(settings)
+        kept = declared.to_sparse_dict(settings_of(fields, values))
         kept = {key: value for key, value in kept.items() if key not in ("enabled", "preset")}
         file.save(Preset(name.strip(), "", kept, int(steps)))
         return "Saved.", name.strip()
