@@ -47,8 +47,8 @@ class Job:
         finally:
             self._memory.tell(self.report)
             self.report.seconds = time.perf_counter() - self._started
-            log.info("; ".join(self.report.lines()) or "nothing was sampled")
             self._on_close(self)
+            log.info("; ".join(self.report.lines()) or "nothing was sampled")
 
 
 def job_of(p) -> Job | None:

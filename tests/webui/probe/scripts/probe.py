@@ -45,7 +45,7 @@ SCRIPT_PLACES = (
     "postprocess",
 )  # fmt: skip
 WATCHED_PACKAGES = ("modules", "ldm", "sgm", "k_diffusion", "torch", "gradio")
-KINDS = ("runtime", "oom", "nans", "interrupt", "skip", "sleep")
+KINDS = ("runtime", "oom", "nans", "interrupt", "skip", "stop", "sleep")
 
 
 @dataclass
@@ -144,6 +144,8 @@ class Probe:
                 shared.state.interrupt()
             if fault.kind == "skip":
                 shared.state.skip()
+            if fault.kind == "stop":  # after the picture that is being made
+                shared.state.stop_generating()
             if fault.kind == "sleep":
                 time.sleep(fault.seconds)
             return fault.kind == "nans"
