@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from modules import sd_hijack
-from sdxl_optim.host.webui.vae import host_option
+from sdxl_optim.host.webui.host_options import host_option
 
 OPTION = "cross_attention_optimization"
 SDPA = ("sdp", "sdp-no-mem")  # the host's names of what calls torch's scaled dot product attention

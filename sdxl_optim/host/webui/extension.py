@@ -11,12 +11,13 @@ from sdxl_optim.errors import SettingsError
 from sdxl_optim.host.webui import adapter, grid, infotext, options, preset_ui, references, tab, ui
 from sdxl_optim.host.webui.adapter import backend, memory, vae
 from sdxl_optim.host.webui.api import add_api
+from sdxl_optim.host.webui.host_options import host_option, override
 from sdxl_optim.host.webui.job import Job, begin_job, end_job, job_of, log, refuse_request
 from sdxl_optim.host.webui.lowvram import load_into_main_memory_if_chosen
 from sdxl_optim.host.webui.measure import measurement_of
 from sdxl_optim.host.webui.passes import watch_sampler
 from sdxl_optim.host.webui.stages import DECODE
-from sdxl_optim.host.webui.vae import METHODS, OPTION, host_option, why_no_tiny_decoder
+from sdxl_optim.host.webui.vae import METHODS, OPTION, why_no_tiny_decoder
 from sdxl_optim.host.webui.xyz import WrongSettings, add_axes, with_axes
 from sdxl_optim.memory.tf32 import tf32
 from sdxl_optim.plan import Note
@@ -55,8 +56,7 @@ def parse_args(args: tuple) -> Settings:
     SettingsError."""
     if args and isinstance(args[0], dict):
         return declared.from_dict(args[0])
-    fields = ui.ui_fields()
-    return declared.from_flat({f.path: value for f, value in zip(fields, args, strict=False)})
+    return preset_ui.settings_of(ui.ui_fields(), args)
 
 
 def before_process(p, tab: str, args: tuple) -> None:
@@ -80,7 +80,7 @@ def before_process(p, tab: str, args: tuple) -> None:
     if settings.steps is not None:
         p.steps = settings.steps
     if "sd_vae" not in p.override_settings and (fix := vae.wants_fix(settings.vae)):
-        p.override_settings = {**p.override_settings, "sd_vae": fix}
+        override(p, "sd_vae", fix)
 
 
 def report_to_show(tab: str) -> JobReport | None:
@@ -89,7 +89,8 @@ def report_to_show(tab: str) -> JobReport | None:
 
 
 def _keep_report(p, tab: str, job: Job) -> None:
-    if all(report.finished and not report.stopped for passes in job.report.passes.values() for report in passes):
+    reports = [report for passes in job.report.passes.values() for report in passes]
+    if reports and all(report.finished and not report.stopped for report in reports):
         job.report.compared = references.compared(p, job.report.seconds)
     last_report[tab] = job.report
 
@@ -157,6 +158,7 @@ def postprocess_batch(p) -> None:
         job.vae.tell()
         memory.tell(job.report)
         job.stages.ends(DECODE)
+    references.batch_ends(p)
     if measurement := measurement_of(p):
         measurement.decode_ends()
 

@@ -8,9 +8,10 @@ import sys
 import torch
 
 from modules import devices, lowvram, sd_models, sd_unet, shared
+from sdxl_optim.host.webui.host_options import host_option
 from sdxl_optim.host.webui.lowvram import HostLowvram, loads_into_main_memory
 from sdxl_optim.host.webui.peaks import HighWater
-from sdxl_optim.host.webui.vae import host_option, precision_of, tile_of
+from sdxl_optim.host.webui.vae import precision_of, tile_of
 from sdxl_optim.memory import fp8
 from sdxl_optim.memory.meter import Meter
 from sdxl_optim.memory.mover import TEXT, UNET, VAE, Mover

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.error import URLError
 
@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 
 from modules import devices, paths_internal, sd_vae, sd_vae_taesd, shared
-from modules.shared import opts
 from sdxl_optim.memory.mover import VAE, room_within
 from sdxl_optim.ops.tiling import FACTOR
 from sdxl_optim.patches.vae import VaeReport, computes_bf16, largest_tile, pick_precision, vae_attached
@@ -87,21 +86,6 @@ def copy_decoder(source: str) -> str:
         return words("{file} can't be written ({error}).", file=target, error=type(error).__name__)
     sd_vae_taesd.sd_vae_taesd_models.pop(target.name, None)
     return words("Copied to {file}.", file=target)
-
-
-@contextmanager
-def host_option(name: str, value) -> Iterator[None]:
-    """While entered, the host's option has this value. Afterwards it is as before, also where its config lacked it."""
-    missing = object()
-    before = opts.data.get(name, missing)
-    opts.set(name, value, run_callbacks=False)
-    try:
-        yield
-    finally:
-        if before is missing:
-            opts.data.pop(name, None)
-        else:
-            opts.data[name] = before
 
 
 def fp16_fix() -> str | None:

@@ -1,0 +1,50 @@
+"""The host's own options, set for one job and put back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from modules.shared import opts
+from sdxl_optim.patches.attribute import replaced
+
+_MISSING = object()
+_ours: dict[str, tuple] = {}  # name: (our value, the user's)
+
+
+@contextmanager
+def host_option(name: str, value) -> Iterator[None]:
+    """While entered, the host's option has this value. Afterwards it is as before, also where its config lacked it,
+    unless the user has changed it meanwhile. A config that is saved meanwhile has the user's value."""
+    _ours[name] = value, opts.data.get(name, _MISSING)
+    opts.data[name] = value  # not by `opts.set`: with --freeze-settings it is users who may not
+    try:
+        with replaced(opts, "save", lambda original: _save):
+            yield
+    finally:
+        _put_back(opts.data, name, *_ours.pop(name))
+
+
+def override(p, name: str, value) -> None:
+    """As if the request had asked for it by `override_settings`. The host puts back what its config has, so it has to
+    have it."""
+    opts.data.setdefault(name, opts.get_default(name))
+    p.override_settings = {**p.override_settings, name: value}
+
+
+def _save(filename) -> None:
+    kept = copy.copy(opts)
+    kept.data = dict(opts.data)
+    for name, both in list(_ours.items()):
+        _put_back(kept.data, name, *both)
+    type(opts).save(kept, filename)
+
+
+def _put_back(data: dict, name: str, value, before) -> None:
+    if data.get(name) != value:
+        return
+    if before is _MISSING:
+        data.pop(name)
+    else:
+        data[name] = before
