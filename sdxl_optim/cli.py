@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -55,18 +56,24 @@ DEMO_STEPS = 30
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0, or 2 after one sentence about what is wrong with the input."""
+    """Exit code 0; 1 where something failed, 2 after one sentence about what is wrong with the input, 130 when it was
+    interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a file's encoding on Windows lacks characters
     try:
         args = _parser().parse_args(argv)
         return args.run(args)
     except SettingsError as error:
         sys.stderr.write(f"{PROG}: {error}\n")
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{PROG}: interrupted\n")
+        return 130
     except ImportError as error:
         if (error.name or "").startswith(PROG):
             raise
-        sys.stderr.write(
-            f'{PROG}: {error.name} is missing; pip install ".[standalone]" in the project\'s folder has it\n'
-        )
+        lacking = f'{error.name} is missing; pip install ".[standalone]" in the project\'s folder has it'
+        sys.stderr.write(f"{PROG}: {lacking if isinstance(error, ModuleNotFoundError) else error}\n")
     return 2
 
 
@@ -215,9 +222,11 @@ def read_settings(args: argparse.Namespace) -> Settings:
     return result if result.enabled else Settings()
 
 
-def _folder(path: Path) -> Path:
-    if path.exists() and not path.is_dir():
-        raise SettingsError("--out", str(path), "a folder, which is made if there is none")
+def check_folder(path: Path) -> Path:
+    """Before any work is done for it. Raises SettingsError."""
+    there = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise SettingsError("--out", str(path), "a folder that can be written to, which is made if there is none")
     return path
 
 
@@ -235,7 +244,7 @@ def _read_json(text: str) -> object:
 
 def _generate(args: argparse.Namespace) -> int:
     values, chosen = _values(args, SAMPLING | GENERATE), read_settings(args)
-    out = _folder(args.out)
+    out = check_folder(args.out)
     prompts = _prompts(args)
     for name in ("switch_at", "refiner_strength", "refiner_steps"):
         if getattr(args, name) is not None and not args.refiner:
@@ -301,9 +310,9 @@ def _prompts(args: argparse.Namespace) -> list[str]:
         raise SettingsError("--prompt", args.prompt, "not together with --prompts")
     if args.refiner:
         raise SettingsError("--prompts", str(args.prompts), "not together with --refiner")
-    from sdxl_optim.bench.cli import read_prompts
+    from sdxl_optim.bench.cli import read_lines
 
-    return [prompt.text for prompt in read_prompts(args.prompts)]
+    return read_lines(args.prompts)
 
 
 def _save(images: list, folder: Path, seed: int, batch: int) -> list[Path]:
@@ -357,7 +366,7 @@ def _happened(p) -> dict:
 
 def _demo(args: argparse.Namespace) -> int:
     values = _values(args, SAMPLING | {"steps": dataclasses.replace(SAMPLING["steps"], default=DEMO_STEPS)})
-    out = _folder(args.out)
+    out = check_folder(args.out)
     _quiet()
 
     from sdxl_optim.host.diffusers import demo

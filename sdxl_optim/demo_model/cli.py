@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from sdxl_optim import cli
 from sdxl_optim.errors import SettingsError
 
 
@@ -22,20 +23,21 @@ def add_command(commands) -> None:
 def _write(args: argparse.Namespace) -> int:
     if not (args.webui or args.out):
         raise SettingsError("--webui or --out", None, "at least one of the two, with a folder")
-    if args.out and args.out.exists() and not args.out.is_dir():
-        raise SettingsError("--out", str(args.out), "a folder, which is made if there is none")
+    if args.out:
+        cli.check_folder(args.out)
 
     from sdxl_optim import demo_model
 
     written: list[Path] = []
-    try:
-        if args.webui:
+    if args.webui:
+        try:
             written += demo_model.write_webui(args.webui)
-        if args.out:
-            written.append(demo_model.write_diffusers(args.out / "base"))
-            written.append(demo_model.write_diffusers_refiner(args.out / "refiner"))
-            written.append(demo_model.write_tiny_vae(args.out / "tiny-vae"))
-    except NotADirectoryError as error:
-        raise SettingsError("--webui", str(args.webui), "a WebUI's own folder, which has modules and models") from error
+        except NotADirectoryError as error:
+            allowed = "a WebUI's own folder, which has modules and models"
+            raise SettingsError("--webui", str(args.webui), allowed) from error
+    if args.out:
+        written.append(demo_model.write_diffusers(args.out / "base"))
+        written.append(demo_model.write_diffusers_refiner(args.out / "refiner"))
+        written.append(demo_model.write_tiny_vae(args.out / "tiny-vae"))
     sys.stdout.write("".join(f"{path.resolve()}\n" for path in written))
     return 0

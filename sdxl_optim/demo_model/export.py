@@ -8,6 +8,7 @@ and the dead channels of TAESD's 64.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 from pathlib import Path
@@ -22,6 +23,7 @@ from .networks import TEXT, TEXT_2, TextConfig
 
 WEIGHTS = Path(__file__).with_name("weights")
 NAME = "sdxl-optim-demo"
+log = logging.getLogger("sdxl_optim.demo_model")
 Tensors = dict[str, torch.Tensor]
 
 
@@ -90,8 +92,8 @@ def write_tiny_vae(folder: str | Path, weights: Path = WEIGHTS) -> Path:
 def write_webui(webui: str | Path, weights: Path = WEIGHTS) -> list[Path]:
     """Put checkpoint, refiner, their YAMLs, the tiny VAE and the CLIP folder where a WebUI looks for them.
 
-    Needs neither diffusers nor transformers. Raises NotADirectoryError where `webui` is no WebUI folder. Returns the
-    files.
+    Needs neither diffusers nor transformers. A tiny VAE of another model that is there already stays; the log says so.
+    Raises NotADirectoryError where `webui` is no WebUI folder. Returns the demo model's files.
     """
     webui = Path(webui).resolve()
     if not (webui / "modules").is_dir() or not (webui / "models").is_dir():
@@ -111,11 +113,24 @@ def write_webui(webui: str | Path, weights: Path = WEIGHTS) -> list[Path]:
         path.with_suffix(".yaml").write_text(text, "utf-8")
     tensors = _wide_tiny(load("tiny", weights))
     parts = {tiny / f"taesdxl_{part}.pth": taesd(tensors, part) for part in ("decoder", "encoder")}
-    for path, part in parts.items():
+    for path, part in list(parts.items()):
+        if path.exists() and not _holds(path, part):
+            log.warning("%s is another model's, and stays; Tiny VAE would not decode the demo model's pictures", path)
+            del parts[path]
+            continue
         # The WebUI takes no archive with members that it does not know, and new versions of torch add some.
         torch.save(part, path, _use_new_zipfile_serialization=False)
     yamls = [path.with_suffix(".yaml") for path in texts]
     return [base, refiner, *yamls, *parts, clip, *_copy_calibration(weights, base)]
+
+
+def _holds(path: Path, tensors: Tensors) -> bool:
+    """Whether the file holds just these."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        return found.keys() == tensors.keys() and all(torch.equal(found[k], v) for k, v in tensors.items())
+    except Exception:  # whatever a file of somebody else's holds
+        return False
 
 
 def _copy_calibration(weights: Path, model: Path) -> list[Path]:

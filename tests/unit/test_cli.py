@@ -88,6 +88,34 @@ def test_a_slider_takes_its_ends_and_nothing_beyond(f, capsys):
     assert f.declaration.allowed in capsys.readouterr().err
 
 
+# --- a console that lacks characters, an interruption, what is not installed
+
+
+def test_a_file_in_an_encoding_that_lacks_characters(monkeypatch, tmp_path):
+    monkeypatch.setattr(cli, "_doctor", lambda args: cli._say("1024×1024 · ä –") or 0)
+    with (tmp_path / "out.txt").open("w", encoding="cp932") as file:
+        monkeypatch.setattr("sys.stdout", file)
+        assert cli.main(["doctor"]) == 0
+    assert (tmp_path / "out.txt").read_text("cp932") == "1024×1024 ? ? ?\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (ModuleNotFoundError("No module named 'torch'", name="torch"), 2, "torch is missing; pip install"),
+        (ImportError("DLL load failed", name="torch"), 2, "DLL load failed"),
+    ],
+)
+def test_what_ends_it_is_one_sentence(error, code, said, monkeypatch, capsys):
+    def fail(args):
+        raise error
+
+    monkeypatch.setattr(cli, "_doctor", fail)
+    assert cli.main(["doctor"]) == code
+    assert capsys.readouterr().err.startswith(f"sdxl_optim: {said}")
+
+
 # --- wrong input
 
 WRONG = {
@@ -125,6 +153,7 @@ WRONG = {
         "--switch-at.*not together",
     ),
     "out is a file": (["generate", *WANTED, "--out", __file__], "--out.*a folder"),
+    "out in a file": (["generate", *WANTED, "--out", f"{__file__}/x/y"], "--out.*a folder"),
     "demo steps": (["demo", "--steps", "1000"], "--steps: 1000"),
     "demo out": (["demo", "--out", __file__], "--out.*a folder"),
 }

@@ -83,19 +83,33 @@ def test_the_webui_gets_all_files_in_their_places(tmp_path):
     }
 
 
+def test_another_models_tiny_vae_stays(tmp_path, caplog):
+    (tmp_path / "modules").mkdir()
+    theirs = tmp_path.resolve() / "models" / "VAE-taesd" / "taesdxl_decoder.pth"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"the user's")
+    for _ in range(2):  # the demo model's own encoder is written again
+        written = write_webui(tmp_path)
+        assert theirs.read_bytes() == b"the user's"
+        assert theirs not in written
+        assert theirs.with_name("taesdxl_encoder.pth") in written
+    assert caplog.text.count("stays") == 2
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
         ([], "--webui or --out: None is not allowed; allowed: at least one of the two, with a folder"),
         (["--webui", "{folder}"], "allowed: a WebUI's own folder, which has modules and models"),
-        (["--out", "{file}"], "allowed: a folder, which is made if there is none"),
+        (["--out", "{file}"], "--out: '{file}' is not allowed; allowed: a folder that can be written to"),
+        (["--out", "{file}/x"], "--out: '{file}/x' is not allowed; allowed: a folder that can be written to"),
     ],
 )
 def test_the_command_says_what_is_wrong(tmp_path, capsys, options, sentence):
     (tmp_path / "file").write_text("")
     names = {"folder": tmp_path, "file": tmp_path / "file"}
     assert cli.main(["demo-model", *(o.format(**names) for o in options)]) == 2
-    assert sentence in capsys.readouterr().err
+    assert sentence.format(**names) in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
