@@ -58,7 +58,7 @@ def _bench(args: argparse.Namespace) -> int:
     table = article.article_cases() if args.article else cases_of(args.cases or CASES)
     cases = table if args.rows is None else article_rows(args.rows)
     prompts = read_prompts(args.prompts)
-    out = cli._folder(args.out)
+    out = cli.check_folder(args.out)
     if args.refiner and not args.model:
         raise SettingsError("--refiner", args.refiner, "only together with --model")
     cli._quiet()
@@ -72,9 +72,11 @@ def _bench(args: argparse.Namespace) -> int:
     from sdxl_optim.host.diffusers.generate import Request
 
     runs, warm_up, limit = (values.pop(name) for name in ("runs", "warm_up", "limit"))
+    conditions = _conditions(args, values)
+    check_conditions(out, conditions)
     models, name, note = _models(args, values.pop("device"), values.pop("dtype"))
     title = "the article's table" if args.article else "benchmark"
-    results = Results.opened(out, kind="bench", title=title, note=note)
+    results = Results.opened(out, kind="bench", title=title, note=note, conditions=conditions)
     host = DiffusersHost(models, Request("", **values), name)
     with tqdm(unit="picture") as bar:
 
@@ -90,8 +92,29 @@ def _bench(args: argparse.Namespace) -> int:
         runner.run(show)
     if left := runner.left():
         cli._say(f"{left} pictures are still to be made: the same command goes on")
-    cli._say(str((out / REPORT).resolve()))
-    return 0
+    failed = [f"{row.case}: {row.notes}" for row in results.rows() if row.notes.startswith("failed: ")]
+    cli._say(*failed, str((out / REPORT).resolve()))
+    return int(bool(failed))
+
+
+def _conditions(args: argparse.Namespace, values: dict) -> dict:
+    """What all rows of one result have in common; a row may have steps of its own."""
+    from sdxl_optim.host.diffusers import models as loading
+
+    device = loading.check_device(values["device"])
+    dtype = str(loading.pick_dtype(values["dtype"], device)).removeprefix("torch.")
+    return {"model": args.model or "tiny SDXL", **values, "device": device.type, "dtype": dtype}
+
+
+def check_conditions(out: Path, conditions: dict) -> None:
+    """Raises SettingsError where the folder's rows were measured under others: their mean would say nothing."""
+    from sdxl_optim.bench.results import Results
+
+    there = Results(out).about().get("conditions", {})
+    different = {name: value for name, value in there.items() if conditions.get(name, value) != value}
+    if different:
+        of = ", ".join(f"{name} {'of the model' if value is None else value}" for name, value in different.items())
+        raise SettingsError("--out", str(out), f"a new folder, or the conditions of this one: {of}")
 
 
 def _models(args: argparse.Namespace, device_name: str, dtype_name: str):
@@ -128,10 +151,15 @@ def read_prompts(path: Path | None) -> list[Prompt]:
     """Raises SettingsError."""
     if path is None:
         return list(ARTICLE_PROMPTS)
+    return prompts_of("\n".join(read_lines(path)))
+
+
+def read_lines(path: Path) -> list[str]:
+    """The file's lines that hold something. Raises SettingsError."""
     try:
-        prompts = prompts_of(path.read_text("utf-8-sig"))
+        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError("--prompts", str(path), f"a text file ({error})") from None
-    if not prompts:
+    if not any(lines):
         raise SettingsError("--prompts", str(path), "a file with a prompt a line")
-    return prompts
+    return list(filter(None, lines))

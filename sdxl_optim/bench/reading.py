@@ -33,14 +33,17 @@ def article_rows(text: str) -> list[Case]:
 
 
 def prompts_of(text: str) -> list[Prompt]:
-    """A prompt a line, "seed: prompt" or the prompt alone, which then has its line's number as seed."""
+    """A prompt a line, "seed: prompt" or the prompt alone, which then has its line's number as seed. A text's second
+    seed is in its name; the same again is left out."""
     known = {(p.text, p.seed): p for p in ARTICLE_PROMPTS}
-    prompts = {}
+    prompts: dict[str, Prompt] = {}
     for number, line in enumerate(filter(None, map(str.strip, text.splitlines())), 1):
         seed, colon, rest = line.partition(":")
-        named = colon and seed.strip().isdigit() and rest.strip()
+        named = colon and seed.strip().isdecimal() and rest.strip()
         text, seed = (rest.strip(), int(seed)) if named else (line, number)
         prompt = known.get((text, seed), Prompt(text, text, seed))
+        if named and prompts.get(prompt.name, prompt) != prompt:
+            prompt = Prompt(f"{text} ({seed})", text, seed)
         prompts.setdefault(prompt.name, prompt)
     return list(prompts.values())
 

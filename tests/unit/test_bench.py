@@ -218,6 +218,8 @@ def test_prompts_with_and_without_seeds():
         Prompt("7:", "7:", 3),
     ]
     assert prompts_of(as_text(ARTICLE_PROMPTS)) == list(ARTICLE_PROMPTS)
+    two = [Prompt("a fox", "a fox", 1), Prompt("a fox (2)", "a fox", 2), Prompt("²: foo", "²: foo", 4)]
+    assert prompts_of("1: a fox\n2: a fox\n1: a fox\n²: foo") == two
 
 
 def test_a_file_of_prompts_with_a_mark_in_front(tmp_path):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,12 +16,13 @@ pytest.importorskip("DeepCache")
 import torch
 
 from sdxl_optim import cli
+from sdxl_optim.backends.order import Laid, Order
 from sdxl_optim.bench import cli as bench_cli
 from sdxl_optim.bench.article import Case, article_cases
 from sdxl_optim.bench.cases import Prompt
 from sdxl_optim.bench.results import Results
 from sdxl_optim.bench.runner import Runner
-from sdxl_optim.host.diffusers import demo, memory, tiny
+from sdxl_optim.host.diffusers import backend, demo, memory, tiny
 from sdxl_optim.host.diffusers.bench import DiffusersHost
 from sdxl_optim.host.diffusers.changes import CHANGES
 from sdxl_optim.host.diffusers.generate import Models, Request
@@ -79,6 +81,23 @@ def test_a_change_is_undone(host, name):
     assert (models.base.unet, models.base.vae) == (unet, vae)
     assert flags == (vae.use_slicing, vae.use_tiling, unet.conv_in.weight.stride())
     assert np.array_equal(stock(host), before)
+
+
+def test_channels_last_holds_after_a_backend_that_lays_weights_otherwise(host, monkeypatch):
+    """As inductor does on CUDA: its own layout is undone with it, which must not come after the change's."""
+    laid = Laid()
+    Order(0).apply(host.models.base.unet, laid)
+    monkeypatch.setitem(backend._executions, "inductor", SimpleNamespace(release=laid.undo))
+    seen, conv = [], host.models.base.unet.mid_block.resnets[0].conv1
+    hook = conv.register_forward_pre_hook(
+        lambda module, args: seen.append(module.weight.is_contiguous(memory_format=torch.channels_last))
+    )
+    case = Case("Channels-last", change="channels-last")
+    with host.opened(case):
+        host.make(case, PROMPT)
+    hook.remove()
+    assert seen
+    assert all(seen)
 
 
 def test_pictures_made_together_are_those_made_one_by_one(host):
@@ -170,8 +189,24 @@ def test_the_command_runs_keeps_and_compares(tmp_path, capsys, monkeypatch):
         (case, seed) for case in ("stock", "cutoff 0.5") for seed in (3, 4)
     ]
     assert "about it" in (one / "report.html").read_text("utf-8")
+    before = (one / "rows.jsonl").read_bytes()
+    for name, value, of in (("cfg", "1", "cfg 5.0"), ("steps", "3", "steps 2"), ("model", "x", "model tiny SDXL")):
+        assert cli.main(["bench", "--prompts", str(prompts), "--out", str(one), *size, f"--{name}", value]) == 2
+        assert f"allowed: a new folder, or the conditions of this one: {of}" in capsys.readouterr().err
+    assert (one / "rows.jsonl").read_bytes() == before
     assert cli.main(["compare", str(one), str(other)]) == 0
     assert "| cutoff 0.5 |" in capsys.readouterr().out
+
+
+def test_a_row_that_fails_is_named(tmp_path, capsys, monkeypatch):
+    def fail(self, case, prompt):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(demo, "demo_models", lambda device, dtype: (demo.random_models(device, dtype), ""))
+    monkeypatch.setattr(DiffusersHost, "make", fail)
+    assert cli.main(["bench", "--cases", "freeu", "--out", str(tmp_path / "out"), "--device", "cpu"]) == 1
+    said = capsys.readouterr().out
+    assert "stock: failed: out of memory\nfreeu: failed: out of memory\n" in said
 
 
 @pytest.mark.skipif(torch.__version__ < "2.2", reason="this torch computes nothing in half precision on a CPU")

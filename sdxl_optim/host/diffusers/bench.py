@@ -55,6 +55,7 @@ class DiffusersHost:
             wanted = Memory()
         models = self._models(case)
         self._place_refiner(case.refines)
+        backend.execution_of(case.settings.backend.name)  # what another one has done to the weights is undone first
         with CHANGES[case.change].done(models), memory.memory_as_asked(models, wanted, JobReport()):
             self._placed = wanted
             try:
