@@ -92,8 +92,11 @@ def test_the_refiner_both_ways(generate, folder):
     assert [(p["name"], p["calls"]) for p in told["report"]["passes"]] == [("base", 12), ("refiner", 3)]
 
 
-def test_a_tiny_vae_that_is_not_there_is_one_message_and_the_models_own_decodes(generate, tmp_path):
-    missing = tmp_path / "nothing here"
+@pytest.mark.parametrize("kind", ["nothing here", "a file", "a full VAE"])
+def test_a_tiny_vae_that_is_none_is_one_message_and_the_models_own_decodes(generate, folder, tmp_path, kind):
+    missing = folder / "base" / "vae" if kind == "a full VAE" else tmp_path / kind
+    if kind == "a file":
+        missing.write_bytes(b"")
     told, err = generate("--json", "--vae.decoder", "tiny", "--tiny-vae", str(missing))
     assert err.count("Tiny VAE refused") == 1
     assert err.index("Tiny VAE refused") < err.index("12/12")  # the sampler's progress bar
@@ -117,6 +120,11 @@ def test_a_model_that_cannot_be_loaded_is_one_sentence(generate, tmp_path, kind)
         f"sdxl_optim: --model: {str(model)!r} is not allowed; allowed: a folder in diffusers' format"
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_refiner_is_no_base_model(generate, folder):
+    _, err = generate("--model", str(folder / "refiner"), code=2)
+    assert "a base model, which has two text encoders; a refiner goes to --refiner" in err
 
 
 def test_a_switch_without_steps_for_one_model_is_one_sentence(generate, folder):

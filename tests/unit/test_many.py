@@ -1,5 +1,7 @@
 """Many pictures stage by stage are the pictures one by one."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -37,6 +39,18 @@ def test_the_same_pictures(pipe, cfg):
     assert all(np.array_equal(a, b) for a, b in zip(many.images, single, strict=True))
     assert [p.as_predicted for passes in many.report.passes.values() for p in passes] == [True, True]
     assert "maybe_free_model_hooks" not in vars(pipe)
+
+
+def test_latents_of_a_mean_and_a_deviation_and_a_watermark():
+    """As Playground v2.5 has them: the pipeline's own end of a single picture is what counts."""
+    pipe, marked = tiny_base(), []
+    pipe.watermark = SimpleNamespace(apply_watermark=lambda images: marked.append(images.shape) or 1 - images)
+    pipe.vae.register_to_config(latents_mean=[0.5, -0.4, 0.3, 0.1], latents_std=[2.0, 1.5, 0.5, 1.0])
+    request = Request("a fox", seed=3, steps=2, width=64, height=64)
+    [many] = generate_many(Models(pipe), [request], SETTINGS).images
+    [one] = generate(Models(pipe), request, SETTINGS).images
+    assert len(marked) == 2
+    assert np.array_equal(many, one)
 
 
 def test_a_refiner_is_refused(pipe):

@@ -48,7 +48,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     path = calibration.path_beside(args.model)
     calls = len(prompts) * (2 * levels + levels * (levels - 1) // 2)
     with tqdm(total=calls, unit="call") as bar:
-        found = calibrate(pipe, path.parent.name, [p.text for p in prompts], **values, on_call=bar.update)
+        found = calibrate(pipe, path.parent.resolve().name, [p.text for p in prompts], **values, on_call=bar.update)
     calibration.save(found, path)
     cli._say(str(path.resolve()))
     return 0

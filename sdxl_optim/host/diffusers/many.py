@@ -92,5 +92,13 @@ def _denoise(pipe, request: Request, embeds: dict, run: DiffusersRun) -> torch.T
 
 def _decode(pipe, latents: torch.Tensor) -> list:
     """As the pipeline does at its end."""
-    decoded = pipe.vae.decode(latents.to(pipe.vae.dtype) / pipe.vae.config.scaling_factor, return_dict=False)[0]
+    config = pipe.vae.config
+    latents = latents.to(pipe.vae.dtype) / config.scaling_factor
+    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    if mean is not None and std is not None:
+        mean, std = (latents.new_tensor(of).view(1, -1, 1, 1) for of in (mean, std))
+        latents = latents * std + mean
+    decoded = pipe.vae.decode(latents, return_dict=False)[0]
+    if pipe.watermark is not None:
+        decoded = pipe.watermark.apply_watermark(decoded)
     return pipe.image_processor.postprocess(decoded.float(), output_type="pil")

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+import diffusers
 import torch
 
 from sdxl_optim.memory import fp8
@@ -35,8 +36,10 @@ def memory_as_asked(models: Models, memory: Memory, job: JobReport) -> Iterator[
     pipes = [pipe for pipe in (models.base, models.refiner) if pipe is not None]
     with ExitStack() as stack:
         stack.enter_context(tf32(memory.cudnn_tf32, memory.matmul_tf32))
+        if reason := why_no_tf32(memory, models.base.device):
+            job.add_note(Note("TF32", reason))
         if memory.weights == "fp8":
-            if reason := fp8.why_not():
+            if reason := why_no_fp8():
                 job.add_note(Note("Memory weights", reason))
             else:
                 for pipe in pipes:
@@ -55,11 +58,21 @@ def why_not(memory: Memory, device: torch.device) -> str | None:
     """Why some of these settings can't be had on the device, or None."""
     if memory.offload != "host" and (reason := why_no_offload(device)):
         return reason
-    if memory.weights == "fp8" and (reason := fp8.why_not()):
+    if memory.weights == "fp8" and (reason := why_no_fp8()):
         return reason
+    return why_no_tf32(memory, device)
+
+
+def why_no_tf32(memory: Memory, device: torch.device) -> str | None:
     if {memory.cudnn_tf32, memory.matmul_tf32} != {"host"} and device.type != "cuda":
         return "TF32 is a format of NVIDIA's cards, and there is none here"
     return None
+
+
+def why_no_fp8() -> str | None:
+    if not hasattr(diffusers.ModelMixin, "enable_layerwise_casting"):
+        return f"diffusers {diffusers.__version__} can't store a model's weights in fp8; newer ones can"
+    return fp8.why_not()
 
 
 def why_no_offload(device: torch.device) -> str | None:

@@ -40,7 +40,10 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def load_base(name: str, device: torch.device, dtype: torch.dtype) -> StableDiffusionXLPipeline:
     """Raises SettingsError."""
-    return _load_pipeline("--model", name, StableDiffusionXLPipeline, device, dtype)
+    pipe = _load_pipeline("--model", name, StableDiffusionXLPipeline, device, dtype)
+    if pipe.text_encoder is None:
+        raise SettingsError("--model", name, "a base model, which has two text encoders; a refiner goes to --refiner")
+    return pipe
 
 
 def load_refiner(name: str, device: torch.device, dtype: torch.dtype) -> StableDiffusionXLImg2ImgPipeline:
@@ -52,11 +55,12 @@ def load_tiny_vae(name: str, device: torch.device, dtype: torch.dtype) -> Autoen
     """Raises Unsupported: without it, the model's VAE does."""
     try:
         if Path(name).is_file():
-            vae = AutoencoderTiny.from_single_file(name, torch_dtype=dtype)
-        else:
-            vae = AutoencoderTiny.from_pretrained(
-                name, torch_dtype=dtype, local_files_only=not _must_fetch(name, "config.json")
-            )
+            raise ValueError("a file; allowed: a folder in diffusers' format, or a name on the Hugging Face hub")
+        local = not _must_fetch(name, "config.json")
+        kind = AutoencoderTiny.load_config(name, local_files_only=local).get("_class_name")
+        if kind != AutoencoderTiny.__name__:
+            raise ValueError(f"it is an {kind}")
+        vae = AutoencoderTiny.from_pretrained(name, torch_dtype=dtype, local_files_only=local)
     except (OSError, ValueError, _Unreachable) as error:
         raise Unsupported(
             "Tiny VAE", f"{name} can't be had ({_one_line(error)}); the model's VAE is used"
