@@ -224,8 +224,8 @@ def read_settings(args: argparse.Namespace) -> Settings:
 
 def check_folder(path: Path) -> Path:
     """Before any work is done for it. Raises SettingsError."""
-    there = next(p for p in (path, *path.absolute().parents) if p.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
+    there = next((p for p in (path, *path.absolute().parents) if p.exists()), None)
+    if there is None or not there.is_dir() or not os.access(there, os.W_OK):
         raise SettingsError("--out", str(path), "a folder that can be written to, which is made if there is none")
     return path
 

@@ -7,9 +7,23 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 
+class Options:
+    frozen = ()
+
+    def __init__(self):
+        self.__dict__["data"] = {"other": 1}
+
+    def __setattr__(self, name, value):
+        assert name not in self.frozen
+        self.data[name] = value
+
+    def get_default(self, name):
+        return {"sd_vae": "Automatic"}[name]
+
+
 @pytest.fixture
 def host_options(monkeypatch):
-    opts = SimpleNamespace(data={"other": 1}, get_default={"sd_vae": "Automatic"}.get)
+    opts = Options()
     package, shared = ModuleType("modules"), ModuleType("modules.shared")
     package.shared, shared.opts = shared, opts
     monkeypatch.setitem(sys.modules, "modules", package)
@@ -28,3 +42,11 @@ def test_what_the_host_shall_put_back_its_config_has(host_options):
     host_options.opts.data["sd_vae"] = "mine"
     host_options.override(p, "sd_vae", "fp16-fix.safetensors")
     assert host_options.opts.data["sd_vae"] == "mine"
+
+
+def test_a_frozen_setting_is_left_alone(host_options, monkeypatch):
+    """The host would end the request."""
+    monkeypatch.setattr(Options, "frozen", ("sd_vae",))
+    p = SimpleNamespace(override_settings={})
+    host_options.override(p, "sd_vae", "fp16-fix.safetensors")
+    assert p.override_settings == {}
