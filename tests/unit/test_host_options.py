@@ -15,7 +15,12 @@ class Options:
 
     def __setattr__(self, name, value):
         assert name not in self.frozen
-        self.data[name] = value
+        if name in ("data", "save"):
+            super().__setattr__(name, value)
+        else:
+            self.data[name] = value
+
+    def save(self, filename): ...
 
     def get_default(self, name):
         return {"sd_vae": "Automatic"}[name]
@@ -31,6 +36,21 @@ def host_options(monkeypatch):
     name = "sdxl_optim.host.webui.host_options"
     yield importlib.import_module(name)
     del sys.modules[name]
+
+
+def test_one_inside_another(host_options, monkeypatch):
+    """As of a generation inside a generation; what is saved meanwhile is the user's."""
+    saved, opts = [], host_options.opts
+    monkeypatch.setattr(Options, "save", lambda self, filename: saved.append(self.data))
+    for user in ({"other": 1}, {"other": 1, "decoder": "Full"}):
+        opts.data.clear()
+        opts.data.update(user)
+        with host_options.host_option("decoder", "TAESD"), host_options.host_option("decoder", "TAESD"):
+            with host_options.host_option("decoder", "Approx NN"):
+                assert opts.data["decoder"] == "Approx NN"
+                opts.save("config.json")
+            assert opts.data["decoder"] == "TAESD"
+        assert opts.data == saved.pop() == user
 
 
 def test_what_the_host_shall_put_back_its_config_has(host_options):

@@ -10,20 +10,22 @@ from modules.shared import opts
 from sdxl_optim.patches.attribute import replaced
 
 _MISSING = object()
-_ours: dict[str, tuple] = {}  # name: (our value, the user's)
+_ours: list[tuple] = []  # (name, our value, what was there before), also of generations inside generations
 
 
 @contextmanager
 def host_option(name: str, value) -> Iterator[None]:
     """While entered, the host's option has this value. Afterwards it is as before, also where its config lacked it,
     unless the user has changed it meanwhile. A config that is saved meanwhile has the user's value."""
-    _ours[name] = value, opts.data.get(name, _MISSING)
+    entry = name, value, opts.data.get(name, _MISSING)
+    _ours.append(entry)
     opts.data[name] = value  # not by `opts.set`: with --freeze-settings it is users who may not
     try:
         with replaced(opts, "save", lambda original: _save):
             yield
     finally:
-        _put_back(opts.data, name, *_ours.pop(name))
+        _ours.remove(entry)
+        _put_back(opts.data, *entry)
 
 
 def override(p, name: str, value) -> None:
@@ -40,8 +42,8 @@ def override(p, name: str, value) -> None:
 def _save(filename) -> None:
     kept = copy.copy(opts)
     kept.data = dict(opts.data)
-    for name, both in list(_ours.items()):
-        _put_back(kept.data, name, *both)
+    for entry in _ours[::-1]:
+        _put_back(kept.data, *entry)
     type(opts).save(kept, filename)
 
 
