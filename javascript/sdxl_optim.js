@@ -52,12 +52,6 @@ function sdxlOptimPlansSoon() {
     ['txt2img', 'img2img'].forEach(sdxlOptimPlanSoon);
 }
 
-// A preset that the user has chosen fills the controls, once gradio knows of it.
-document.addEventListener('change', function(event) {
-    const preset = event.target.closest('[id^="script_"][id$="_sdxl_optim_preset"]');
-    if (preset) setTimeout(() => gradioApp().getElementById(`${preset.id}_fill`).click(), 50);
-});
-
 onUiLoaded(function() {
     sdxlOptimShowHelp();
     sdxlOptimGreyOut();

@@ -117,40 +117,6 @@ def test_a_pictures_parameters_bring_the_settings_back(page):
     assert tab.settings() == wanted
 
 
-def held(tab: Tab) -> tuple[str, bool, float]:
-    """The preset that is chosen, and DeepCache's switch and interval."""
-    tab.page.wait_for_timeout(2000)
-    chosen = tab.page.locator(f"#{tab.elem_id('preset')} input:checked").get_attribute("value")
-    on = tab.page.locator(f"#{tab.elem_id('deepcache', 'enabled')}-visible-checkbox").is_checked()
-    return chosen, on, browser.number(tab.page, tab.elem_id("deepcache", "cache_interval"))
-
-
-def test_a_preset_fills_when_the_user_chooses_it_and_then_alone(page):
-    """Not when it is saved, deleted, undone or pasted: what the controls hold then is the user's or the picture's."""
-    tab = Tab(page)
-    tab.fill_in(**SMALL)
-    tab.set({"deepcache": {"enabled": True, "cache_interval": 4}})
-    browser.open_accordion(page, tab.elem_id("own_presets"))
-    browser.set_text(page, tab.elem_id("preset_name"), "mine")
-    page.click(f"#{tab.elem_id('preset_save')}")
-    assert held(tab) == ("mine", True, 4)
-    page.click(f"#{tab.elem_id('preset_delete')}")
-    assert held(tab) == ("none", True, 4)
-    tab.preset("fast")
-    assert held(tab) == ("fast", True, 2)
-    page.click(f"#{tab.elem_id('preset_undo')}")
-    assert held(tab) == ("none", True, 4)
-
-    tab.preset("fast")
-    browser.set_number(page, tab.elem_id("deepcache", "cache_interval"), 5)
-    _, infotext = generated(tab)
-    tab.off()
-    browser.set_text(page, "txt2img_prompt", infotext)
-    page.click("#paste")
-    assert held(tab) == ("fast", True, 5)
-    assert page.errors == []
-
-
 def test_the_tab_and_the_settings_page_are_there(page):
     browser.show_tab(page, "tab_sdxl_optim")
     assert page.locator("#sdxl_optim_bench_start").is_visible()

@@ -128,7 +128,6 @@ class Tab:
     def preset(self, name: str) -> None:
         """Choose a preset in the row, and wait until the controls hold it."""
         self.page.locator(f"#{self.elem_id('preset')} input[value='{name}']").click()
-        self.page.wait_for_timeout(200)  # until the page asks for it
         self.settle()
         self.page.wait_for_timeout(300)
 

@@ -59,14 +59,8 @@ def undo_button(elem_id) -> ToolButton:
     return ToolButton("↶", elem_id=elem_id("preset_undo"), tooltip="Back to what was set before the preset")
 
 
-def fill_button(elem_id) -> gr.Button:
-    """Hidden; javascript/sdxl_optim.js presses it when the user has chosen. Gradio 4 calls it input, too, what the
-    server sets, and then an undone or a pasted preset would fill all over again."""
-    return gr.Button("", visible=False, elem_id=elem_id("preset_fill"))
-
-
-def connect_row(choose: gr.Button, undo: gr.Button, fields: list[Field], components: list[Component]) -> None:
-    """`choose` fills all components but the switch from the preset; `undo` brings back what they held before."""
+def connect_row(choose: gr.Radio, undo: gr.Button, fields: list[Field], components: list[Component]) -> None:
+    """Choosing a preset fills all components but the switch; the button brings back what they held before."""
     filled = [(f, c) for f, c in zip(fields, components, strict=True) if f.path != ("enabled",)]
     before = gr.State(None)  # what they held before the last choice
     held = gr.State(NONE)  # the preset that the components were filled from
@@ -87,7 +81,7 @@ def connect_row(choose: gr.Button, undo: gr.Button, fields: list[Field], compone
 
     outputs = [held, before, *(c for _, c in filled)]
     inputs = [held, *(c for _, c in filled)]
-    choose.click(fill, inputs=inputs, outputs=outputs, show_progress=False, queue=False)
+    choose.input(fill, inputs=inputs, outputs=outputs, show_progress=False, queue=False)
     undo.click(back, inputs=[held, before], outputs=outputs, show_progress=False, queue=False)
 
 

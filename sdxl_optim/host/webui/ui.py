@@ -63,7 +63,6 @@ def build(elem_id, page: Page) -> Accordion:
         with FormRow(elem_classes=["sdxl-optim-presets"]):
             choose = add("preset")
             undo = preset_ui.undo_button(elem_id)
-            chosen = preset_ui.fill_button(elem_id)
         with gr.Row(elem_classes=["sdxl-optim-proposals"]):
             proposal = gr.HTML("", elem_id=elem_id("proposal"))
             take = gr.Button("Take what is proposed", visible=False, elem_id=elem_id("take"), size="sm", scale=0)
@@ -89,7 +88,7 @@ def build(elem_id, page: Page) -> Accordion:
         raise RuntimeError(f"the accordion has no place for {missing}")
     fields = ui_fields()
     components = [parts[f.path] for f in fields]
-    preset_ui.connect_row(chosen, undo, fields, components)
+    preset_ui.connect_row(choose, undo, fields, components)
     page.when_complete(lambda: preset_ui.connect_own(own, choose, fields, components, page.known[f"{page.tab}_steps"]))
     page.accordion = Accordion(
         fields,
