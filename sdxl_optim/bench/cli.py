@@ -73,7 +73,7 @@ def _bench(args: argparse.Namespace) -> int:
 
     runs, warm_up, limit = (values.pop(name) for name in ("runs", "warm_up", "limit"))
     conditions = _conditions(args, values)
-    check_conditions(out, conditions)
+    _check_conditions(out, conditions)
     models, name, note = _models(args, values.pop("device"), values.pop("dtype"))
     title = "the article's table" if args.article else "benchmark"
     results = Results.opened(out, kind="bench", title=title, note=note, conditions=conditions)
@@ -106,7 +106,7 @@ def _conditions(args: argparse.Namespace, values: dict) -> dict:
     return {"model": args.model or "tiny SDXL", **values, "device": device.type, "dtype": dtype}
 
 
-def check_conditions(out: Path, conditions: dict) -> None:
+def _check_conditions(out: Path, conditions: dict) -> None:
     """Raises SettingsError where the folder's rows were measured under others: their mean would say nothing."""
     from sdxl_optim.bench.results import Results
 

@@ -67,8 +67,8 @@ def connect_row(choose: gr.Radio, undo: gr.Button, fields: list[Field], componen
 
     def fill(last: str, *values):
         at = [f.path for f, _ in filled].index(PRESET)
-        if values[at] not in names():  # another page has deleted it
-            return [last, None, *(gr.update(**({"value": last} if i == at else {})) for i in range(len(filled)))]
+        if values[at] not in names():  # another page has deleted it, which this one is about to learn
+            return [last, None, *[gr.update()] * len(filled)]
         settings = declared.from_given({PRESET: values[at]})
         kept = [last if i == at else value for i, value in enumerate(values)]
         return [values[at], kept, *(shown(f, declared.get(settings, f.path)) for f, _ in filled)]
