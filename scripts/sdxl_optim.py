@@ -1,8 +1,8 @@
-"""The WebUI's entry: forwards its events to sdxl_optim.host.webui, and nothing else."""
+"""The WebUI's entry: forwards its events to sdxl_optim.hosts.webui, and nothing else."""
 
 from modules import scripts
-from sdxl_optim.host.webui import extension, ui
-from sdxl_optim.host.webui.page import Page, show_report
+from sdxl_optim.hosts.webui import extension, ui
+from sdxl_optim.hosts.webui.page import Page, show_report
 
 
 class SDXLOptim(scripts.Script):

@@ -9,10 +9,11 @@ import os
 import sys
 from pathlib import Path
 
-from sdxl_optim import __version__, calibration, settings
+from sdxl_optim import __version__, settings
 from sdxl_optim.errors import SettingsError
-from sdxl_optim.host.diffusers.samplers import DTYPES, SAMPLERS
+from sdxl_optim.hosts.standalone.samplers import DTYPES, SAMPLERS
 from sdxl_optim.settings import Declaration, Field, Settings
+from sdxl_optim.techniques.deepcache import calibration
 
 PROG = "sdxl_optim"
 TAESDXL = "madebyollin/taesdxl"
@@ -38,9 +39,7 @@ GENERATE = {
     "seed": _number(0, 0, 10**15, 1, "The noise. Picture k of a batch has seed + k."),
     "batch": _number(1, 1, 16, 1, "Pictures made at once."),
     "sampler": _choice(None, SAMPLERS, "Without it the model's own."),
-    "switch-at": _number(
-        0.8, 0.0, 1.0, 0.01, "With --refiner: the fraction of the steps at which it takes over."
-    ),
+    "switch-at": _number(0.8, 0.0, 1.0, 0.01, "With --refiner: the fraction of the steps at which it takes over."),
     "refiner-strength": _number(
         None,
         0.0,
@@ -48,9 +47,7 @@ GENERATE = {
         0.01,
         "With --refiner: image-to-image instead, redoing this fraction of the refiner's steps.",
     ),
-    "refiner-steps": _number(
-        None, 1, 150, 1, "With --refiner-strength: the refiner's steps. Without it as --steps."
-    ),
+    "refiner-steps": _number(None, 1, 150, 1, "With --refiner-strength: the refiner's steps. Without it as --steps."),
 }
 DEMO_STEPS = 30
 
@@ -86,26 +83,22 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        PROG, description="Stable Diffusion XL with optimisations that compose and tell what they did."
-    )
+    parser = _Parser(PROG, description="Stable Diffusion XL with optimisations that compose and tell what they did.")
     parser.add_argument("--version", action="version", version=__version__)
     names = "generate | demo | bench | compare | demo-model | calibrate | doctor"
     commands = parser.add_subparsers(title="commands", required=True, metavar=names)
     usage = f"{PROG} generate --model MODEL --prompt TEXT [options]"
     _generate_options(commands.add_parser("generate", help="make pictures", usage=usage, allow_abbrev=False))
-    _demo_options(
-        commands.add_parser("demo", help="compare stock and optimised on a tiny model", allow_abbrev=False)
-    )
+    _demo_options(commands.add_parser("demo", help="compare stock and optimised on a tiny model", allow_abbrev=False))
     from sdxl_optim.bench import cli as bench  # which itself builds on this module
 
     bench.add_commands(commands)
 
-    from sdxl_optim.demo_model import cli as demo_model
+    from demo_model import cli as demo_model
 
     demo_model.add_command(commands)
 
-    from sdxl_optim.host.diffusers import calibrate_cli
+    from sdxl_optim.hosts.standalone import calibrate_cli
 
     calibrate_cli.add_command(commands)
     doctor = commands.add_parser("doctor", help="say what this machine can run, and why not", allow_abbrev=False)
@@ -121,9 +114,7 @@ def _generate_options(parser: argparse.ArgumentParser) -> None:
     many = "Instead of --prompt: a file with a prompt a line. All are encoded, then all denoised, then all decoded."
     parser.add_argument("--prompts", type=Path, metavar="FILE", help=many)
     parser.add_argument("--negative", metavar="TEXT", help="The negative prompt.")
-    parser.add_argument(
-        "--refiner", metavar="MODEL", help="A second model, for the last steps or as image-to-image."
-    )
+    parser.add_argument("--refiner", metavar="MODEL", help="A second model, for the last steps or as image-to-image.")
     parser.add_argument(
         "--tiny-vae", default=TAESDXL, metavar="MODEL", help=f"What --vae.decoder tiny loads ({TAESDXL})."
     )
@@ -145,9 +136,7 @@ def _generate_options(parser: argparse.ArgumentParser) -> None:
         if field.path in (("memory", "offload"), ("memory", "weights")):
             names.append(f"--{field.path[-1]}")
         optional = {"nargs": "?", "const": "true"} if field.declaration.kind == "toggle" else {}
-        groups[title].add_argument(
-            *names, dest=field.name, metavar="VALUE", help=_help(field.declaration), **optional
-        )
+        groups[title].add_argument(*names, dest=field.name, metavar="VALUE", help=_help(field.declaration), **optional)
 
 
 def _demo_options(parser: argparse.ArgumentParser) -> None:
@@ -157,9 +146,7 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
     )
     text = "A model of your own instead of the tiny one: folder, file or hub name."
     parser.add_argument("--model", metavar="MODEL", help=text)
-    parser.add_argument(
-        "--tiny-vae", default=TAESDXL, metavar="MODEL", help=f"With --model: the tiny VAE ({TAESDXL})."
-    )
+    parser.add_argument("--tiny-vae", default=TAESDXL, metavar="MODEL", help=f"With --model: the tiny VAE ({TAESDXL}).")
     steps = dataclasses.replace(SAMPLING["steps"], default=DEMO_STEPS)
     _add(parser, SAMPLING | {"steps": steps})
 
@@ -234,9 +221,7 @@ def _read_json(text: str) -> object:
     try:
         return json.loads(text if text.lstrip().startswith("{") else Path(text).read_text("utf-8-sig"))
     except (OSError, ValueError) as error:
-        raise SettingsError(
-            "--settings", text, f"a JSON object, or the path of a file with one ({error})"
-        ) from None
+        raise SettingsError("--settings", text, f"a JSON object, or the path of a file with one ({error})") from None
 
 
 # --- the commands
@@ -254,9 +239,9 @@ def _generate(args: argparse.Namespace) -> int:
     _quiet()
 
     from sdxl_optim.bench.measure import PeakMemory, Stopwatch
-    from sdxl_optim.host.diffusers.generate import Request, generate
-    from sdxl_optim.host.diffusers.many import generate_many
-    from sdxl_optim.host.diffusers.models import check_device
+    from sdxl_optim.hosts.standalone.generate import Request, generate
+    from sdxl_optim.hosts.standalone.many import generate_many
+    from sdxl_optim.hosts.standalone.models import check_device
 
     device = check_device(values.pop("device"))
     dtype, sampler = values.pop("dtype"), values.pop("sampler")
@@ -281,9 +266,9 @@ def _generate(args: argparse.Namespace) -> int:
 
 def _load(args, device, dtype_name: str, sampler: str | None, chosen: Settings):
     from sdxl_optim.errors import Unsupported
-    from sdxl_optim.host.diffusers import models as loading
-    from sdxl_optim.host.diffusers.generate import Models
-    from sdxl_optim.plan import Note
+    from sdxl_optim.hosts.standalone import models as loading
+    from sdxl_optim.hosts.standalone.generate import Models
+    from sdxl_optim.planning.plan import Note
 
     dtype = loading.pick_dtype(dtype_name, device)
     tiny_vae, notes = None, []
@@ -369,9 +354,9 @@ def _demo(args: argparse.Namespace) -> int:
     out = check_folder(args.out)
     _quiet()
 
-    from sdxl_optim.host.diffusers import demo
-    from sdxl_optim.host.diffusers import models as loading
-    from sdxl_optim.host.diffusers.generate import Request
+    from sdxl_optim.hosts.standalone import demo
+    from sdxl_optim.hosts.standalone import models as loading
+    from sdxl_optim.hosts.standalone.generate import Request
 
     device = loading.check_device(values.pop("device"))
     dtype = values.pop("dtype")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from sdxl_optim.plan import Note, Plan
-from sdxl_optim.schedule import Counts
-from sdxl_optim.words import joined, words
+from sdxl_optim.planning.plan import Note, Plan
+from sdxl_optim.sampling.loop import Counts
+from sdxl_optim.wording import joined, words
 
 
 @dataclass

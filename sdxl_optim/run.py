@@ -13,12 +13,12 @@ from torch import nn
 from sdxl_optim.backends.execution import Execution
 from sdxl_optim.backends.interface import Kind
 from sdxl_optim.errors import Unsupported
-from sdxl_optim.layout import Layout, read_layout
-from sdxl_optim.patches.deepcache import DeepCacheStore, deepcache_attached
-from sdxl_optim.patches.freeu import freeu_attached, freeu_blocks
-from sdxl_optim.plan import Note, Plan
+from sdxl_optim.planning.plan import Note, Plan
 from sdxl_optim.report import PassReport
-from sdxl_optim.schedule import Call, StepPlan
+from sdxl_optim.sampling.loop import Call, StepPlan
+from sdxl_optim.techniques.deepcache.patch import DeepCacheStore, deepcache_attached
+from sdxl_optim.techniques.freeu.patch import freeu_attached, freeu_blocks
+from sdxl_optim.unet.layout import Layout, read_layout
 
 
 class Run:

@@ -9,19 +9,17 @@ from dataclasses import dataclass, field
 import ldm_unet
 import torch
 
-from sdxl_optim.layout import read_layout
-from sdxl_optim.patches.freeu import freeu_stages
-from sdxl_optim.plan import Facts, Plan, make_plan
+from sdxl_optim.planning.plan import Facts, Plan, make_plan
 from sdxl_optim.run import Run
-from sdxl_optim.schedule import Loop, Rows
+from sdxl_optim.sampling.loop import Loop, Rows
 from sdxl_optim.settings import from_dict
+from sdxl_optim.techniques.freeu.patch import freeu_stages
+from sdxl_optim.unet.layout import read_layout
 
 PAIR = Rows(cond=1, uncond=1)
 
 
-def plan_for(
-    settings: dict, loop: Loop, rows: Rows = PAIR, unet=None, cfg_scale: float = 7.0, **facts
-) -> Plan:
+def plan_for(settings: dict, loop: Loop, rows: Rows = PAIR, unet=None, cfg_scale: float = 7.0, **facts) -> Plan:
     if unet is not None:
         layout = read_layout(unet)
         facts = {"depth": layout.depth, "freeu_stages": freeu_stages(layout), **facts}

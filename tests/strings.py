@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from sdxl_optim import presets
 from sdxl_optim import settings as declared
-from sdxl_optim.words import to_translate
+from sdxl_optim.settings import presets
+from sdxl_optim.wording import to_translate
 
 PACKAGE = Path(declared.__file__).parent
 SENTENCES = ("*.py", "memory/*.py", "patches/*.py", "backends/*.py", "host/webui/*.py", "host/forge/*.py")

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from sdxl_optim.backends.interface import Tensors
 from sdxl_optim.backends.order import side_by_side
-from sdxl_optim.patches.attribute import forwards_replaced
+from sdxl_optim.unet.patching import forwards_replaced
 
 
 class Ahead:

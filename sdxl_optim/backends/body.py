@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from sdxl_optim.backends.interface import Kind, Tensors
 from sdxl_optim.backends.lean import lean_forwards
 from sdxl_optim.errors import Unsupported
-from sdxl_optim.patches.attribute import forwards_replaced
+from sdxl_optim.unet.patching import forwards_replaced
 
 HALF = (torch.float16, torch.bfloat16)
 Around = Callable[[Tensors], AbstractContextManager]

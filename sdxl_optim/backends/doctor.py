@@ -8,7 +8,7 @@ import torch
 
 from sdxl_optim import backends
 from sdxl_optim.backends.environment import Environment, read_environment
-from sdxl_optim.backends.switches import why_no_fp16_accumulation
+from sdxl_optim.techniques.accumulation import why_no_fp16_accumulation
 
 
 def examine() -> list[str]:

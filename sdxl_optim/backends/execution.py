@@ -17,12 +17,12 @@ from sdxl_optim.backends.body import Arguments, UNetBody, can_run_bare, split
 from sdxl_optim.backends.foreign import foreign_python, global_python, replaced_forward
 from sdxl_optim.backends.interface import Backend, Kind, Prepared, Progress
 from sdxl_optim.backends.order import Laid
-from sdxl_optim.backends.switches import has_fp16_accumulation
 from sdxl_optim.errors import Unsupported
-from sdxl_optim.patches.attribute import replaced
-from sdxl_optim.patches.deepcache import DeepCacheStore
-from sdxl_optim.plan import Note
+from sdxl_optim.planning.plan import Note
 from sdxl_optim.report import PassReport
+from sdxl_optim.techniques.accumulation import has_fp16_accumulation
+from sdxl_optim.techniques.deepcache.patch import DeepCacheStore
+from sdxl_optim.unet.patching import replaced
 
 MOST = 16  # prepared calls that are kept; each has a graph, and all share the memory of the largest
 TOLERANCE = 0.05  # relative difference from the eager result at which a prepared call is taken to be wrong

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import nn
 
 OURS = __name__.split(".")[0]
-MOVES = f"{OURS}.memory"  # ours, too, but weights that come and go can't be in a captured call
+MOVES = f"{OURS}.techniques.memory"  # ours, too, but weights that come and go can't be in a captured call
 
 
 def foreign_python(unet: nn.Module, harmless: Callable[[nn.Module], bool] = lambda module: False) -> str | None:

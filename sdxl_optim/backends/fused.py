@@ -13,7 +13,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from sdxl_optim.backends.lean import is_geglu
-from sdxl_optim.patches.attribute import forwards_replaced
+from sdxl_optim.unet.patching import forwards_replaced
 
 
 @contextmanager

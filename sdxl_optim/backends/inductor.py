@@ -24,7 +24,7 @@ from sdxl_optim.backends.interface import Tensors
 from sdxl_optim.backends.order import Order
 from sdxl_optim.backends.regions import Region, Regions, regions_of
 from sdxl_optim.errors import Unsupported
-from sdxl_optim.words import words
+from sdxl_optim.wording import words
 
 SHORT_ROW = 2048  # numbers that one program sums up at once
 MOST_BY_TORCH = 1024  # of these that torch gives to one program by itself

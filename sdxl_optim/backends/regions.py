@@ -23,7 +23,7 @@ from sdxl_optim.backends.body import Arguments
 from sdxl_optim.backends.foreign import is_untouched
 from sdxl_optim.backends.fused import fused
 from sdxl_optim.backends.order import OneProduct, side_by_side, together
-from sdxl_optim.patches.attribute import forwards_replaced
+from sdxl_optim.unet.patching import forwards_replaced
 
 # Of the ldm/sgm UNets, and of diffusers'. The larger ones come first: their parts are compiled by themselves only where
 # they can't be.

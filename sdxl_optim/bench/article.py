@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sdxl_optim import overrides
-from sdxl_optim.settings import Settings
+from sdxl_optim.settings import Settings, overrides
 
 STEPS, CFG = 50, 5.0  # the article's request: 1024×1024, Euler, no negative prompt
 REFINER_STRENGTH = 0.3  # what the image-to-image pipeline does by itself

@@ -28,9 +28,7 @@ ARTICLE_PROMPTS = (
         5567822456,
     ),
     Prompt("Macro", "macro shot of a bee collecting nectar from lavender flowers", 2257899453),
-    Prompt(
-        "3D", "3d rendered isometric fiji island beach, 3d tile, polygon, cartoony, mobile game", 987867834
-    ),
+    Prompt("3D", "3d rendered isometric fiji island beach, 3d tile, polygon, cartoony, mobile game", 987867834),
 )
 
 # In the words of the demo model, which knows nothing else.

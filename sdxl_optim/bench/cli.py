@@ -68,8 +68,8 @@ def _bench(args: argparse.Namespace) -> int:
     from sdxl_optim.bench.report import REPORT
     from sdxl_optim.bench.results import Results
     from sdxl_optim.bench.runner import Progress, Runner
-    from sdxl_optim.host.diffusers.bench import DiffusersHost
-    from sdxl_optim.host.diffusers.generate import Request
+    from sdxl_optim.hosts.standalone.bench import DiffusersHost
+    from sdxl_optim.hosts.standalone.generate import Request
 
     runs, warm_up, limit = (values.pop(name) for name in ("runs", "warm_up", "limit"))
     conditions = _conditions(args, values)
@@ -99,7 +99,7 @@ def _bench(args: argparse.Namespace) -> int:
 
 def _conditions(args: argparse.Namespace, values: dict) -> dict:
     """What all rows of one result have in common; a row may have steps of its own."""
-    from sdxl_optim.host.diffusers import models as loading
+    from sdxl_optim.hosts.standalone import models as loading
 
     device = loading.check_device(values["device"])
     dtype = str(loading.pick_dtype(values["dtype"], device)).removeprefix("torch.")
@@ -119,8 +119,8 @@ def _check_conditions(out: Path, conditions: dict) -> None:
 
 def _models(args: argparse.Namespace, device_name: str, dtype_name: str):
     from sdxl_optim import settings
-    from sdxl_optim.host.diffusers import demo
-    from sdxl_optim.host.diffusers import models as loading
+    from sdxl_optim.hosts.standalone import demo
+    from sdxl_optim.hosts.standalone import models as loading
 
     device = loading.check_device(device_name)
     if args.model:

@@ -60,9 +60,7 @@ class Table:
         kinds = [' class="text"' if c in self.text else "" for c in self.columns]
         head = "".join(f"<th{k}>{escape(c)}</th>" for c, k in zip(self.columns, kinds, strict=True))
         body = "".join(f"<tr>{self._cells(row, kinds)}</tr>\n" for row in self.rows)
-        table = (
-            f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
-        )
+        table = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
         return _heading(self.title) + _paragraph(self.note, soft=True) + table
 
     def _cells(self, row: Sequence[object], kinds: list[str]) -> str:

@@ -6,7 +6,7 @@ import functools
 import importlib.util
 from pathlib import Path
 
-from sdxl_optim.words import words
+from sdxl_optim.wording import words
 
 PACKAGE = "lpips"
 WEIGHTS = "alexnet-owt-7be5be79.pth"  # torchvision's name, at its place on download.pytorch.org

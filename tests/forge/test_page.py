@@ -8,7 +8,7 @@ pytest.importorskip("playwright")
 from webui import browser
 from webui.accordion import Tab
 
-from sdxl_optim import presets
+from sdxl_optim.settings import presets
 
 SMALL = {"steps": 6, "width": 64, "height": 64}
 EVERYTHING = {

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sdxl_optim.run import Run
-from sdxl_optim.schedule import Loop
+from sdxl_optim.sampling.loop import Loop
 
 pytest.importorskip("diffusers")
 DeepCacheSDHelper = pytest.importorskip("DeepCache").DeepCacheSDHelper

@@ -7,9 +7,9 @@ import ldm_unet
 import pytest
 import torch
 
-from sdxl_optim.ops.freeu import scale_backbone, scale_low_frequencies
 from sdxl_optim.run import Run
-from sdxl_optim.schedule import Loop
+from sdxl_optim.sampling.loop import Loop
+from sdxl_optim.techniques.freeu.tensors import scale_backbone, scale_low_frequencies
 
 ARTICLE = {"b1": 1.3, "b2": 1.4, "s1": 0.9, "s2": 0.2}
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from sdxl_optim.layout import read_layout
 from sdxl_optim.run import Run
-from sdxl_optim.schedule import Loop
+from sdxl_optim.sampling.loop import Loop
+from sdxl_optim.unet.layout import read_layout
 
 
 @pytest.fixture(scope="module")

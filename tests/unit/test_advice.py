@@ -2,8 +2,8 @@
 
 import pytest
 
-from sdxl_optim import presets
-from sdxl_optim.advice import GIB, Machine, advise
+from sdxl_optim.settings import presets
+from sdxl_optim.settings.advice import GIB, Machine, advise
 
 SDXL = {"device": "cuda", "kind": "sdxl", "checkpoint": "sd_xl_base_1.0", "attention": "sdp"}
 BALANCED = "choose the preset balanced"

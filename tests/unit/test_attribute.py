@@ -8,7 +8,7 @@ import weakref
 import pytest
 from torch import nn
 
-from sdxl_optim.patches.attribute import replaced
+from sdxl_optim.unet.patching import replaced
 
 
 class Thing:

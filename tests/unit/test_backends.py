@@ -13,7 +13,7 @@ import torch
 from host_loop import PAIR, plan_for, sample, traces
 
 from sdxl_optim import backends
-from sdxl_optim.backends import inductor, switches
+from sdxl_optim.backends import inductor
 from sdxl_optim.backends.body import UNetBody, bare_half, can_run_bare
 from sdxl_optim.backends.environment import Environment, read_environment, version_numbers
 from sdxl_optim.backends.execution import Execution
@@ -23,8 +23,9 @@ from sdxl_optim.backends.watch import Watch
 from sdxl_optim.cli import main
 from sdxl_optim.errors import Unsupported
 from sdxl_optim.run import Run
-from sdxl_optim.schedule import Loop
+from sdxl_optim.sampling.loop import Loop
 from sdxl_optim.settings import Backend, fields
+from sdxl_optim.techniques import accumulation as switches
 
 CPU = Environment((2, 1, 2), compiler="g++")
 CARD = Environment(

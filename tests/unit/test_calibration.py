@@ -10,7 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdxl_optim.calibration import (
+from sdxl_optim.errors import SettingsError
+from sdxl_optim.planning.plan import Facts, make_plan
+from sdxl_optim.sampling.loop import Loop, Rows, full_steps_uniform
+from sdxl_optim.settings import from_dict
+from sdxl_optim.techniques.deepcache.calibration import (
     Calibration,
     find,
     full_steps_adaptive,
@@ -21,10 +25,6 @@ from sdxl_optim.calibration import (
     sigma_of,
     timestep_of,
 )
-from sdxl_optim.errors import SettingsError
-from sdxl_optim.plan import Facts, make_plan
-from sdxl_optim.schedule import Loop, Rows, full_steps_uniform
-from sdxl_optim.settings import from_dict
 
 GRID = (951.0, 701.0, 451.0, 201.0, 1.0)
 
@@ -175,7 +175,7 @@ def test_without_a_calibration_a_plan_is_uniform_and_says_so(found, reason, sent
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory):
     pytest.importorskip("DeepCache")
-    from sdxl_optim.host.diffusers import tiny
+    from sdxl_optim.hosts.standalone import tiny
 
     folder = tmp_path_factory.mktemp("tiny")
     pipe = tiny.tiny_base()

@@ -15,7 +15,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("DeepCache")
 
 from sdxl_optim import cli
-from sdxl_optim.host.diffusers import demo, tiny
+from sdxl_optim.hosts.standalone import demo, tiny
 
 SHORT = ["--prompt", "a bee", "--steps", "12", "--width", "64", "--height", "64", "--device", "cpu"]
 
@@ -171,7 +171,7 @@ def test_demo_in_a_process_of_its_own(tmp_path):
 
 def test_the_demo_says_when_its_pictures_mean_nothing(monkeypatch):
     monkeypatch.setattr(demo, "trained_models", lambda device, dtype: None)
-    from sdxl_optim.host.diffusers.models import check_device, pick_dtype
+    from sdxl_optim.hosts.standalone.models import check_device, pick_dtype
 
     device = check_device("cpu")
     models, about = demo.demo_models(device, pick_dtype("auto", device))

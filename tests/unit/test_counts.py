@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sdxl_optim.run import Run
-from sdxl_optim.schedule import Counts, Loop, Rows
+from sdxl_optim.sampling.loop import Counts, Loop, Rows
 
 BASE = ldm_unet.tiny_unet("sdxl")
 REFINER = ldm_unet.tiny_unet("refiner")

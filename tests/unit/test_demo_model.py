@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from demo_model import WEIGHTS, caption_check, captions, check, data, write_webui
+from demo_model.evaluate import ssim
 from sdxl_optim import cli
-from sdxl_optim.demo_model import WEIGHTS, caption_check, captions, check, data, write_webui
-from sdxl_optim.demo_model.evaluate import ssim
 
 MEGABYTE = 10**6
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdxl_optim.demo_model import captions, data, tokenizer
+from demo_model import captions, data, tokenizer
 
 
 def rows(seed, count, **options):

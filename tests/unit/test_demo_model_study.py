@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("DeepCache")
 
-from sdxl_optim.demo_model import study, study_report
+from demo_model import study, study_report
 from sdxl_optim.settings import from_dict
 
 

@@ -7,11 +7,11 @@ import random
 import pytest
 import torch
 
-from sdxl_optim.demo_model import captions, check, data
+from demo_model import captions, check, data
 
 pytest.importorskip("diffusers")
 
-from sdxl_optim.demo_model import networks, scenes, train, train_check, train_unet, train_vae, trainer
+from demo_model import networks, scenes, train, train_check, train_unet, train_vae, trainer
 
 
 def run_in(folder, **more) -> trainer.Run:

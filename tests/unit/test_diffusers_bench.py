@@ -22,10 +22,10 @@ from sdxl_optim.bench.article import Case, article_cases
 from sdxl_optim.bench.cases import Prompt
 from sdxl_optim.bench.results import Results
 from sdxl_optim.bench.runner import Runner
-from sdxl_optim.host.diffusers import backend, demo, memory, tiny
-from sdxl_optim.host.diffusers.bench import DiffusersHost
-from sdxl_optim.host.diffusers.changes import CHANGES
-from sdxl_optim.host.diffusers.generate import Models, Request
+from sdxl_optim.hosts.standalone import backend, demo, memory, tiny
+from sdxl_optim.hosts.standalone.bench import DiffusersHost
+from sdxl_optim.hosts.standalone.changes import CHANGES
+from sdxl_optim.hosts.standalone.generate import Models, Request
 
 PROMPT = Prompt("fox", "a fox", 7)
 
@@ -211,7 +211,7 @@ def test_a_row_that_fails_is_named(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.skipif(torch.__version__ < "2.2", reason="this torch computes nothing in half precision on a CPU")
 def test_rows_by_name_in_parts_on_random_weights(tmp_path, capsys, monkeypatch):
-    script = Path(__file__).parents[1] / "gpu" / "random_sdxl.py"
+    script = Path(__file__).parents[2] / "benchmarks" / "random_sdxl.py"
     written = subprocess.run([sys.executable, script, "--out", tmp_path, "--refiner", "--tiny-vae", "--tiny"])
     assert written.returncode == 0
     (tmp_path / "prompts.txt").write_text("3: a fox\n", "utf-8")

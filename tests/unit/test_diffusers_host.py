@@ -15,13 +15,13 @@ from DeepCache import DeepCacheSDHelper
 from diffusers import AutoencoderTiny
 from graphs import Tape
 
-from sdxl_optim import schedule
 from sdxl_optim.errors import SettingsError
-from sdxl_optim.host.diffusers import backend, tiny
-from sdxl_optim.host.diffusers import models as loading
-from sdxl_optim.host.diffusers.freeu import freeu_attached
-from sdxl_optim.host.diffusers.generate import Models, Request, generate
-from sdxl_optim.host.diffusers.samplers import SAMPLERS
+from sdxl_optim.hosts.standalone import backend, tiny
+from sdxl_optim.hosts.standalone import models as loading
+from sdxl_optim.hosts.standalone.freeu import freeu_attached
+from sdxl_optim.hosts.standalone.generate import Models, Request, generate
+from sdxl_optim.hosts.standalone.samplers import SAMPLERS
+from sdxl_optim.sampling import loop as schedule
 from sdxl_optim.settings import Settings, from_dict
 
 SIZE = 64

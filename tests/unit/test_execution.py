@@ -14,7 +14,7 @@ from host_loop import PAIR, plan_for, sample, traces, watched
 from sdxl_optim.backends.execution import Execution
 from sdxl_optim.errors import Unsupported
 from sdxl_optim.run import Run
-from sdxl_optim.schedule import Loop, Rows
+from sdxl_optim.sampling.loop import Loop, Rows
 
 STEPS = Loop.of_steps([1] * 6)
 FREEU = {"freeu": {"enabled": True}}

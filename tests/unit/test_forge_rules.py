@@ -10,11 +10,11 @@ import ldm_unet
 import pytest
 
 from sdxl_optim.errors import Unsupported
-from sdxl_optim.layout import read_layout
-from sdxl_optim.patches.deepcache import DeepCacheStore
-from sdxl_optim.schedule import Loop
+from sdxl_optim.sampling.loop import Loop
+from sdxl_optim.techniques.deepcache.patch import DeepCacheStore
+from sdxl_optim.unet.layout import read_layout
 
-OURS = ("sdxl_optim.host.forge.rules", "sdxl_optim.host.webui.family")
+OURS = ("sdxl_optim.hosts.webui.forge.rules", "sdxl_optim.hosts.webui.family")
 
 
 @pytest.fixture

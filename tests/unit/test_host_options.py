@@ -33,7 +33,7 @@ def host_options(monkeypatch):
     package.shared, shared.opts = shared, opts
     monkeypatch.setitem(sys.modules, "modules", package)
     monkeypatch.setitem(sys.modules, "modules.shared", shared)
-    name = "sdxl_optim.host.webui.host_options"
+    name = "sdxl_optim.hosts.webui.host_options"
     yield importlib.import_module(name)
     del sys.modules[name]
 

@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "sdxl_optim"
-WEBUI, FORGE = PACKAGE / "host" / "webui", PACKAGE / "host" / "forge"
-TORCHLESS = ["settings", "plan", "schedule", "report", "errors"]
+WEBUI, FORGE = PACKAGE / "hosts" / "webui", PACKAGE / "hosts" / "webui" / "forge"
+TORCHLESS = ["settings", "planning.plan", "sampling.loop", "report", "errors"]
 # The modules that need it, and a torch that takes custom operators.
 TRITON = {PACKAGE / "backends" / name for name in ("kernels.py", "hopper.py")}
 HOSTS = {"modules", "gradio", "diffusers", "transformers", "accelerate", "launch"}
@@ -30,7 +30,7 @@ def loaded_by(*modules: str, path: Path = ROOT) -> set[str]:
 
 
 def host_free_files() -> list[Path]:
-    ours = ("ops", "patches", "backends", "memory")
+    ours = ("settings", "sampling", "planning", "techniques", "unet", "backends")
     files = [p for p in PACKAGE.glob("*.py") if p.stem not in ("__main__", "cli")]
     return sorted(files + [p for folder in ours for p in (PACKAGE / folder).rglob("*.py")])
 
@@ -68,16 +68,18 @@ def test_deciding_needs_no_torch():
     loaded = loaded_by(*(f"sdxl_optim.{name}" for name in TORCHLESS))
     assert "sdxl_optim.settings" in loaded
     assert not loaded & {"torch", "numpy", *HOSTS}
-    assert not [name for name in loaded if name.startswith("sdxl_optim.host")]
+    assert not [name for name in loaded if name.startswith("sdxl_optim.hosts")]
 
 
 def test_nothing_but_the_hosts_loads_a_host():
     modules = [module_name(path) for path in host_free_files() if path not in TRITON]
-    assert {"sdxl_optim.run", "sdxl_optim.patches.deepcache", "sdxl_optim.ops.freeu"} <= set(modules)
+    assert {"sdxl_optim.run", "sdxl_optim.techniques.deepcache.patch", "sdxl_optim.techniques.freeu.tensors"} <= set(
+        modules
+    )
     loaded = loaded_by(*modules)
     assert "torch" in loaded
     assert not loaded & HOSTS
-    assert not [name for name in loaded if name.startswith("sdxl_optim.host")]
+    assert not [name for name in loaded if name.startswith("sdxl_optim.hosts")]
 
 
 @pytest.mark.parametrize("path", host_free_files(), ids=module_name)
@@ -85,14 +87,12 @@ def test_the_source_names_no_host_either(path):
     names = imports_of(path)
     assert not foreign(names) & HOSTS
     assert ("triton" in foreign(names)) == (path in TRITON)
-    assert not [name for name in names if name.startswith("sdxl_optim.host")]
-    if path.stem in TORCHLESS and path.parent == PACKAGE:
+    assert not [name for name in names if name.startswith("sdxl_optim.hosts")]
+    if module_name(path).removeprefix("sdxl_optim.") in TORCHLESS:
         assert foreign(names) == set()
-    if path.parent == PACKAGE / "ops":
+    if path.stem == "tensors":
         assert foreign(names) <= {"torch"}
-        assert {name for name in names if name.startswith("sdxl_optim")} <= {
-            name for name in names if name.startswith("sdxl_optim.ops")
-        }
+        assert not [name for name in names if name.startswith("sdxl_optim")]
 
 
 def test_each_host_is_named_in_its_own_folder_alone():
@@ -100,7 +100,7 @@ def test_each_host_is_named_in_its_own_folder_alone():
         names = imports_of(path)
         if not path.is_relative_to(WEBUI) and not path.is_relative_to(FORGE):
             assert not foreign(names) & {"modules", "gradio", "launch"}, path
-            assert not [name for name in names if name.startswith("sdxl_optim.host.webui")], path
+            assert not [name for name in names if name.startswith("sdxl_optim.hosts.webui")], path
 
 
 def test_one_place_asks_which_webui_it_is_and_one_chooses_by_it():
@@ -108,7 +108,10 @@ def test_one_place_asks_which_webui_it_is_and_one_chooses_by_it():
     for path in PACKAGE.rglob("*.py"):
         if any(name in path.read_text("utf-8") for name in ("modules_forge", "ldm_patched")):
             asking.append(path)
-        if any(name.startswith("sdxl_optim.host.forge") for name in imports_of(path)) and FORGE not in path.parents:
+        if (
+            any(name.startswith("sdxl_optim.hosts.webui.forge") for name in imports_of(path))
+            and FORGE not in path.parents
+        ):
             choosing.append(path)
     assert asking == [WEBUI / "family.py"]
     assert choosing == [WEBUI / "adapter.py"]
@@ -119,13 +122,13 @@ def test_one_place_asks_which_webui_it_is_and_one_chooses_by_it():
 
 def test_the_subprocess_sees_what_is_imported(tmp_path):
     (tmp_path / "modules.py").write_text("")
-    (tmp_path / "offender.py").write_text("import sdxl_optim.layout\nimport modules\n")
+    (tmp_path / "offender.py").write_text("import sdxl_optim.unet\nimport modules\n")
     (tmp_path / "sdxl_optim").mkdir()
     (tmp_path / "sdxl_optim" / "__init__.py").write_text("")
-    (tmp_path / "sdxl_optim" / "layout.py").write_text("import sdxl_optim.host\n")
-    (tmp_path / "sdxl_optim" / "host.py").write_text("")
+    (tmp_path / "sdxl_optim" / "unet.py").write_text("import sdxl_optim.hosts\n")
+    (tmp_path / "sdxl_optim" / "hosts.py").write_text("")
     loaded = loaded_by("offender", path=tmp_path)
-    assert {"modules", "sdxl_optim.host"} <= loaded
+    assert {"modules", "sdxl_optim.hosts"} <= loaded
     with pytest.raises(subprocess.CalledProcessError):
         loaded_by("not_there", path=tmp_path)
 
@@ -135,9 +138,9 @@ def test_the_reader_of_sources_sees_late_imports():
 def f():
     from modules import shared
     import gradio.components as c
-    from sdxl_optim import host
-    from ..host import webui
+    from sdxl_optim import hosts as host
+    from ..hosts import webui
 """
     names = imports_in(source, "sdxl_optim.ops")
     assert foreign(names) == {"modules", "gradio"}
-    assert {"sdxl_optim.host", "sdxl_optim.host.webui"} <= names
+    assert {"sdxl_optim.hosts", "sdxl_optim.hosts.webui"} <= names

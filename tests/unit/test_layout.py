@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from sdxl_optim.errors import Unsupported
-from sdxl_optim.layout import read_layout
-from sdxl_optim.patches.freeu import freeu_stages
+from sdxl_optim.techniques.freeu.patch import freeu_stages
+from sdxl_optim.unet.layout import read_layout
 
 
 def full_width(name: str) -> ldm_unet.UNetModel:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from strings import all_pieces, texts_in
 
-from sdxl_optim.words import as_html, joined, pieces, to_translate, words
+from sdxl_optim.wording import as_html, joined, pieces, to_translate, words
 
 FOLDER = Path(__file__).parents[2] / "localizations"
 FILES = ["zh_CN.json", "zh-Hans.json"]

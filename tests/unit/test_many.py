@@ -7,9 +7,9 @@ import pytest
 
 from sdxl_optim import cli
 from sdxl_optim.errors import SettingsError
-from sdxl_optim.host.diffusers.generate import Models, Request, generate
-from sdxl_optim.host.diffusers.many import generate_many
-from sdxl_optim.host.diffusers.tiny import tiny_base, tiny_refiner
+from sdxl_optim.hosts.standalone.generate import Models, Request, generate
+from sdxl_optim.hosts.standalone.many import generate_many
+from sdxl_optim.hosts.standalone.tiny import tiny_base, tiny_refiner
 from sdxl_optim.settings import from_dict
 
 SETTINGS = from_dict({"cfg_cutoff": {"enabled": True, "stop": 0.5}, "vae": {"tiling": True, "tile_size": 256}})

@@ -12,15 +12,15 @@ from ldm_unet import random_inputs, tiny_unet
 from torch import nn
 
 from sdxl_optim.backends.foreign import foreign_python
-from sdxl_optim.host.diffusers.generate import Models, Request, generate
-from sdxl_optim.host.diffusers.tiny import tiny_base
-from sdxl_optim.memory import fp8
-from sdxl_optim.memory.meter import Meter
-from sdxl_optim.memory.mover import SPARE, UNET, Mover
-from sdxl_optim.memory.parts import SLOTS, spread
-from sdxl_optim.memory.pieces import Arena, Piece, split, tensors_of
-from sdxl_optim.memory.tf32 import tf32
+from sdxl_optim.hosts.standalone.generate import Models, Request, generate
+from sdxl_optim.hosts.standalone.tiny import tiny_base
 from sdxl_optim.settings import Settings, from_dict
+from sdxl_optim.techniques.memory import fp8
+from sdxl_optim.techniques.memory.offload.meter import Meter
+from sdxl_optim.techniques.memory.offload.mover import SPARE, UNET, Mover
+from sdxl_optim.techniques.memory.offload.parts import SLOTS, spread
+from sdxl_optim.techniques.memory.offload.pieces import Arena, Piece, split, tensors_of
+from sdxl_optim.techniques.tf32 import tf32
 
 MODES = ["staged", "model", "sequential"]
 
@@ -92,9 +92,7 @@ def same(a: list, b: list) -> bool:
 
 
 def hooks_on(parts) -> int:
-    return sum(
-        len(m._forward_hooks) + len(m._forward_pre_hooks) for part in parts.values() for m in part.modules()
-    )
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for part in parts.values() for m in part.modules())
 
 
 def opened(parts, mode: str, limit: int | None = None) -> Mover:
@@ -360,10 +358,10 @@ def test_backends_that_capture_see_that_weights_move():
     parts = make_parts()
     assert foreign_python(parts["unet"]) is None
     mover = opened(parts, "staged")
-    assert "sdxl_optim.memory" in foreign_python(parts["unet"])
+    assert "sdxl_optim.techniques.memory" in foreign_python(parts["unet"])
     mover.close()
     weights = fp8.Fp8Weights(parts["unet"])
-    assert "sdxl_optim.memory" in foreign_python(parts["unet"])
+    assert "sdxl_optim.techniques.memory" in foreign_python(parts["unet"])
     weights.close()
     assert foreign_python(parts["unet"]) is None
 

@@ -14,11 +14,11 @@ from diffusers import AutoencoderKL
 from torch import nn
 from torch.nn import functional as F
 
-from sdxl_optim.memory import mover as mover_module
-from sdxl_optim.memory import parts as parts_module
-from sdxl_optim.memory.lane import Lane
-from sdxl_optim.memory.meter import Meter
-from sdxl_optim.memory.mover import TEXT, UNET, VAE, Mover
+from sdxl_optim.techniques.memory.offload import mover as mover_module
+from sdxl_optim.techniques.memory.offload import parts as parts_module
+from sdxl_optim.techniques.memory.offload.lane import Lane
+from sdxl_optim.techniques.memory.offload.meter import Meter
+from sdxl_optim.techniques.memory.offload.mover import TEXT, UNET, VAE, Mover
 
 _STORAGE = torch.empty(1)
 pytestmark = pytest.mark.skipif(

@@ -10,9 +10,9 @@ import pytest
 import torch
 from host_loop import PAIR, plan_for, sample, traces, watched
 
-from sdxl_optim.layout import read_layout
 from sdxl_optim.run import Run
-from sdxl_optim.schedule import Loop, Rows
+from sdxl_optim.sampling.loop import Loop, Rows
+from sdxl_optim.unet.layout import read_layout
 
 STEPS = Loop.of_steps([1] * 6)
 EVERYTHING = {

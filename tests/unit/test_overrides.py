@@ -2,10 +2,9 @@
 
 import pytest
 
-from sdxl_optim import overrides
 from sdxl_optim import settings as declared
 from sdxl_optim.errors import SettingsError
-from sdxl_optim.settings import Settings, from_dict
+from sdxl_optim.settings import Settings, from_dict, overrides
 
 BY_TITLE = {f.title: f for f in declared.fields()}
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sdxl_optim.host.webui.peaks import HighWater, keep_peaks
+from sdxl_optim.hosts.webui.peaks import HighWater, keep_peaks
 
 
 class Monitor:

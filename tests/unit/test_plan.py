@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from host_loop import plan_for
 
-from sdxl_optim.plan import Note
-from sdxl_optim.schedule import Counts, Loop, Rows, StepPlan
+from sdxl_optim.planning.plan import Note
+from sdxl_optim.sampling.loop import Counts, Loop, Rows, StepPlan
 from sdxl_optim.settings import Settings
 
 EULER = Loop.of_steps([1] * 20)

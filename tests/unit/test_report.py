@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from host_loop import plan_for
 
-from sdxl_optim.plan import Note
+from sdxl_optim.planning.plan import Note
 from sdxl_optim.report import JobReport, PassReport
-from sdxl_optim.schedule import Counts, Loop
+from sdxl_optim.sampling.loop import Counts, Loop
 
 LOOP = Loop.of_steps([1] * 4)
 CACHED = {"deepcache": {"enabled": True, "cache_interval": 2}, "cfg_cutoff": {"enabled": True, "stop": 0.5}}
 
 
-def finished_pass(
-    name: str = "base", settings: dict = CACHED, cached=(False, True, False, True)
-) -> PassReport:
+def finished_pass(name: str = "base", settings: dict = CACHED, cached=(False, True, False, True)) -> PassReport:
     report = PassReport(name, plan_for(settings, LOOP))
     for reused, rows in zip(cached, (2, 2, 1, 1), strict=True):
         report.count_call(2)

@@ -11,13 +11,13 @@ import torch
 from host_loop import PAIR, plan_for, sample, traces, watched
 
 from sdxl_optim.errors import Unsupported
-from sdxl_optim.layout import read_layout
-from sdxl_optim.patches.deepcache import DeepCacheStore, deepcache_attached
-from sdxl_optim.patches.freeu import freeu_attached
-from sdxl_optim.plan import Plan
+from sdxl_optim.planning.plan import Plan
 from sdxl_optim.run import Run
-from sdxl_optim.schedule import Call, Counts, Loop, Rows, StepPlan
+from sdxl_optim.sampling.loop import Call, Counts, Loop, Rows, StepPlan
 from sdxl_optim.settings import FreeU
+from sdxl_optim.techniques.deepcache.patch import DeepCacheStore, deepcache_attached
+from sdxl_optim.techniques.freeu.patch import freeu_attached
+from sdxl_optim.unet.layout import read_layout
 
 STEPS = Loop.of_steps([1] * 6)
 FREEU = {"freeu": {"enabled": True}}
@@ -161,7 +161,7 @@ def composed(unet, order: str, exit_order: str) -> list[torch.Tensor]:
 
 def written_out(unet, branch: int, steps: int) -> list[torch.Tensor]:
     """FreeU and DeepCache as a rewritten forward: the first call is full, the others are cached."""
-    from sdxl_optim.ops.freeu import scale_backbone, scale_low_frequencies
+    from sdxl_optim.techniques.freeu.tensors import scale_backbone, scale_low_frequencies
 
     kept, found = None, []
     settings = FreeU()
@@ -208,7 +208,7 @@ def test_freeu_and_deepcache_are_the_rewritten_forward(unet, branch):
 @pytest.mark.parametrize(("branch", "in_cached"), [(0, 0), (3, 1), (5, 3), (8, 6)])
 def test_freeu_spends_nothing_on_blocks_that_keep_still(unet, monkeypatch, branch, in_cached):
     """It acts on the 6 output blocks of two resolutions; on cached steps on those that still run."""
-    from sdxl_optim.patches import freeu
+    from sdxl_optim.techniques.freeu import patch as freeu
 
     worked = []
     whole = freeu.scale_low_frequencies

@@ -9,7 +9,7 @@ from host_loop import host_parts, plan_for
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdxl_optim.schedule import (
+from sdxl_optim.sampling.loop import (
     Call,
     Counts,
     Loop,
@@ -42,13 +42,9 @@ def any_loop(draw, max_steps: int = 25) -> Loop:
     """1 to 3 calls a step; in some the host skips uncond; a second model may take over."""
     counts = draw(st.lists(st.sampled_from([1, 1, 2, 3]), max_size=max_steps))
     calls = Loop.of_steps(counts).calls
-    skips = (
-        draw(st.lists(st.booleans(), min_size=len(calls), max_size=len(calls))) if draw(st.booleans()) else []
-    )
+    skips = draw(st.lists(st.booleans(), min_size=len(calls), max_size=len(calls))) if draw(st.booleans()) else []
     switch = draw(st.integers(0, len(calls)))
-    calls = [
-        replace(c, host_skips=bool(skips) and skips[i], model=int(i >= switch)) for i, c in enumerate(calls)
-    ]
+    calls = [replace(c, host_skips=bool(skips) and skips[i], model=int(i >= switch)) for i, c in enumerate(calls)]
     return Loop(tuple(calls))
 
 
@@ -238,9 +234,7 @@ def test_the_cutoff_costs_no_full_step(n, interval, cutoff, rows):
     loop, rows = Loop.of_steps([1] * n), replace(rows, same_length=True, batched=True)
     deepcache = {"deepcache": {"enabled": True, "cache_interval": interval}}
     without = plan_for(deepcache, loop, rows).prediction
-    with_cutoff = plan_for(
-        {**deepcache, "cfg_cutoff": {"enabled": True, "stop": cutoff}}, loop, rows
-    ).prediction
+    with_cutoff = plan_for({**deepcache, "cfg_cutoff": {"enabled": True, "stop": cutoff}}, loop, rows).prediction
     assert (with_cutoff.full, with_cutoff.cached) == (without.full, without.cached)
     assert with_cutoff.rows == without.rows - rows.uncond * (n - int(cutoff * n))
     assert with_cutoff.stock_rows == without.stock_rows
@@ -252,9 +246,7 @@ def test_the_cutoff_adds_no_full_unet_call_however_rows_are_split(n, interval, c
     loop = Loop.of_steps([1] * n)
     deepcache = {"deepcache": {"enabled": True, "cache_interval": interval}}
     without = plan_for(deepcache, loop, rows).prediction
-    with_cutoff = plan_for(
-        {**deepcache, "cfg_cutoff": {"enabled": True, "stop": cutoff}}, loop, rows
-    ).prediction
+    with_cutoff = plan_for({**deepcache, "cfg_cutoff": {"enabled": True, "stop": cutoff}}, loop, rows).prediction
     assert with_cutoff.full <= without.full
 
 

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdxl_optim.errors import SettingsError
-from sdxl_optim.presets import BUILT_IN
 from sdxl_optim.settings import (
     Declaration,
     Settings,
@@ -24,6 +23,7 @@ from sdxl_optim.settings import (
     get,
     to_dict,
 )
+from sdxl_optim.settings.presets import BUILT_IN
 
 DESIGN = """{
   "enabled": true,
@@ -53,9 +53,7 @@ def values_of(declaration: Declaration):
     return st.none() | values if declaration.nullable else values
 
 
-any_settings = st.fixed_dictionaries({}, optional={f.path: values_of(f.declaration) for f in fields()}).map(
-    from_flat
-)
+any_settings = st.fixed_dictionaries({}, optional={f.path: values_of(f.declaration) for f in fields()}).map(from_flat)
 
 
 def refusal(given) -> str:
@@ -104,9 +102,7 @@ def test_off_is_off():
     assert from_dict({"enabled": False}) == Settings()
 
 
-@pytest.mark.parametrize(
-    ("hires", "mode"), [("same", "same"), ("off", "off"), ({}, "own"), ({"mode": "off"}, "off")]
-)
+@pytest.mark.parametrize(("hires", "mode"), [("same", "same"), ("off", "off"), ({}, "own"), ({"mode": "off"}, "off")])
 def test_hires(hires, mode):
     assert from_dict({"hires": hires}).hires.mode == mode
 
@@ -196,8 +192,7 @@ def test_the_second_pass_has_the_same_no_or_its_own_techniques():
         ({"enabled": "yes"}, "enabled: 'yes' is not allowed; allowed: true or false"),
         (
             {"freeu": True},
-            "freeu: True is not allowed; allowed: an object with any of: "
-            "enabled, version, b1, b2, s1, s2, start, stop",
+            "freeu: True is not allowed; allowed: an object with any of: enabled, version, b1, b2, s1, s2, start, stop",
         ),
         (
             {"cfg_cutoff": None},
@@ -225,27 +220,19 @@ def test_hires_takes_two_words_or_an_object(hires):
 @pytest.mark.parametrize("key", ["freeU", "", "deepcache.enabled", 7, "__class__"])
 def test_an_unknown_key_is_named_beside_the_known_ones(key):
     message = refusal({key: 1})
-    assert message.startswith(
-        f"{key}: 1 is not allowed; allowed: settings has enabled, preset, steps, freeu,"
-    )
+    assert message.startswith(f"{key}: 1 is not allowed; allowed: settings has enabled, preset, steps, freeu,")
 
 
 def test_hires_has_no_vae_of_its_own():
-    assert refusal({"hires": {"vae": {}}}).startswith(
-        "hires.vae: {} is not allowed; allowed: hires has mode, freeu"
-    )
+    assert refusal({"hires": {"vae": {}}}).startswith("hires.vae: {} is not allowed; allowed: hires has mode, freeu")
 
 
 @pytest.mark.parametrize("given", [None, [], "fastest", 3, True])
 def test_only_an_object_will_do(given):
-    assert refusal(given).startswith(
-        f"settings: {given!r} is not allowed; allowed: an object with any of: enabled,"
-    )
+    assert refusal(given).startswith(f"settings: {given!r} is not allowed; allowed: an object with any of: enabled,")
 
 
-@pytest.mark.parametrize(
-    "field", [f for f in fields() if f.declaration.kind == "slider"], ids=lambda f: f.name
-)
+@pytest.mark.parametrize("field", [f for f in fields() if f.declaration.kind == "slider"], ids=lambda f: f.name)
 @pytest.mark.parametrize(
     "value",
     [10**400, -(10**400), 1e308, math.nan, -math.inf],

@@ -14,10 +14,10 @@ from host_loop import PAIR, plan_for, sample, traces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdxl_optim.layout import read_layout
-from sdxl_optim.patches.deepcache import DeepCacheStore, deepcache_attached
 from sdxl_optim.run import Run
-from sdxl_optim.schedule import Loop, Rows
+from sdxl_optim.sampling.loop import Loop, Rows
+from sdxl_optim.techniques.deepcache.patch import DeepCacheStore, deepcache_attached
+from sdxl_optim.unet.layout import read_layout
 
 DEEPCACHE = {"deepcache": {"enabled": True, "cache_interval": 2}}
 UNET = ldm_unet.tiny_unet("sdxl")

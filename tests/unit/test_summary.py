@@ -2,10 +2,10 @@
 
 import pytest
 
-from sdxl_optim.plan import Facts, Note, make_plan
-from sdxl_optim.schedule import Loop, Rows
+from sdxl_optim.planning.plan import Facts, Note, make_plan
+from sdxl_optim.planning.summary import lines, summary
+from sdxl_optim.sampling.loop import Loop, Rows
 from sdxl_optim.settings import from_dict
-from sdxl_optim.summary import lines, summary
 
 
 def plan(settings, calls=(1,) * 30, loop=None, **facts):

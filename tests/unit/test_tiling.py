@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from sdxl_optim.ops.tiling import count_tiles, tile_starts, tiled_decode, tiled_encode
+from sdxl_optim.techniques.vae.tiling import count_tiles, tile_starts, tiled_decode, tiled_encode
 
 
 @pytest.fixture(scope="module")

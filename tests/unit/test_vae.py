@@ -12,10 +12,12 @@ import torch
 from diffusers import AutoencoderKL
 from skimage.metrics import structural_similarity
 
-from sdxl_optim.demo_model import data, write_diffusers
-from sdxl_optim.host.diffusers.vae import vae_as_asked
-from sdxl_optim.patches.norms import norms_with, reduced, statistics_of
-from sdxl_optim.patches.vae import (
+from demo_model import data, write_diffusers
+from sdxl_optim.hosts.standalone.vae import vae_as_asked
+from sdxl_optim.report import JobReport
+from sdxl_optim.settings import Vae
+from sdxl_optim.techniques.vae.norms import norms_with, reduced, statistics_of
+from sdxl_optim.techniques.vae.patch import (
     VaeReport,
     computes_bf16,
     computing_in,
@@ -24,8 +26,6 @@ from sdxl_optim.patches.vae import (
     vae_attached,
     work_of,
 )
-from sdxl_optim.report import JobReport
-from sdxl_optim.settings import Vae
 
 CPU = torch.device("cpu")
 

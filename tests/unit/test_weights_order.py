@@ -16,9 +16,9 @@ from sdxl_optim.backends.execution import Execution
 from sdxl_optim.backends.interface import Kind
 from sdxl_optim.backends.order import Laid, OneProduct, Order, of_the_text, side_by_side, together
 from sdxl_optim.backends.regions import Regions, regions_of
-from sdxl_optim.patches.attribute import forwards_replaced
 from sdxl_optim.run import Run
-from sdxl_optim.schedule import Loop
+from sdxl_optim.sampling.loop import Loop
+from sdxl_optim.unet.patching import forwards_replaced
 
 EVERYTHING = Order(channels_last_from=0)
 STEPS = Loop.of_steps([1] * 3)

@@ -5,9 +5,9 @@ import torch
 from ldm_unet import CONFIGS, random_inputs, tiny_unet
 from torch.utils.flop_counter import FlopCounterMode
 
-from sdxl_optim.layout import read_layout
-from sdxl_optim.patches.deepcache import DeepCacheStore, deepcache_attached
-from sdxl_optim.work import cached_share
+from sdxl_optim.techniques.deepcache.patch import DeepCacheStore, deepcache_attached
+from sdxl_optim.unet.layout import read_layout
+from sdxl_optim.unet.work import cached_share
 
 
 def flops(unet, inputs) -> int:

@@ -84,4 +84,3 @@ def results_folder(webui) -> Path:
 
 def row_of(rows: list[Row], axes: dict[str, str]) -> Row:
     return next(row for row in rows if row.axes == axes)
-

@@ -144,4 +144,3 @@ def test_a_server_killed_in_the_middle_has_lost_no_finished_picture(own, open_pa
     assert [row.key for row in after.rows()] == [row.key for row in rows]
     assert all(after.picture(row.picture) for row in after.rows())
     assert json.loads((after.folder / "results.json").read_text("utf-8"))
-

@@ -157,4 +157,3 @@ def test_nothing_is_left(client):
     assert again.infotext == stock.infotext
     after = comparable(client.state())
     assert after == before, difference(before, after)
-

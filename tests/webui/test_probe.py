@@ -7,7 +7,7 @@ from . import client as api
 from .conftest import running
 from .server import PROBE
 
-PLANT = '''
+PLANT = """
 import torch
 from modules import processing, script_callbacks, shared
 from torch.nn.modules import module as torch_module
@@ -56,7 +56,7 @@ def on_app_started(_demo, app):
     app.get("/count")(count)
 
 script_callbacks.on_app_started(on_app_started)
-'''
+"""
 
 
 @pytest.fixture(scope="module")

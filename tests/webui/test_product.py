@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("playwright")
 
-from sdxl_optim import presets
+from sdxl_optim.settings import presets
 
 from . import browser
 from .accordion import SMALL, Tab, assert_same, by_api

@@ -170,4 +170,3 @@ def test_a_failed_cell_has_no_row_and_the_others_do(webui, client):
     plot(client, X, **SMALL)
     rows = results_of(webui)[0].rows()
     assert [row.case for row in rows] == ["stock", "DeepCache interval 4"]
-

@@ -150,7 +150,7 @@ def arm(act: str = Body(...), where: str = Body("postprocess_image"), settings: 
 def infotext_roundtrip(settings: list = Body(..., embed=True)):  # noqa: B008
     """Each of `settings` as infotext, read by the host, and by the functions that fill the page's components."""
     from sdxl_optim import settings as declared
-    from sdxl_optim.host.webui import infotext, ui
+    from sdxl_optim.hosts.webui import infotext, ui
 
     answers = []
     for given in settings:

@@ -380,9 +380,7 @@ def take_calls():
     return {"calls": watch.calls, "passes": watch.passes}
 
 
-def arm_fault(
-    where: str = Body(...), kind: str = Body("runtime"), after: int = Body(0), seconds: float = Body(0.0)
-):
+def arm_fault(where: str = Body(...), kind: str = Body("runtime"), after: int = Body(0), seconds: float = Body(0.0)):
     """One fault, at the visit of `where` that follows `after` undisturbed ones. Several can be armed."""
     places = (*MODULE_PLACES, *CALLBACK_PLACES, *SCRIPT_PLACES)
     if where not in places or kind not in KINDS:

@@ -1,0 +1,137 @@
+"""Benchmarks over diffusers' pipelines: a case and a prompt → a picture and its row."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+
+import torch
+from PIL import Image
+
+from sdxl_optim.bench.article import REFINER_STRENGTH, Case
+from sdxl_optim.bench.cases import Prompt
+from sdxl_optim.bench.measure import PeakMemory
+from sdxl_optim.bench.results import Row
+from sdxl_optim.hosts.standalone import backend, memory
+from sdxl_optim.hosts.standalone.changes import CHANGES
+from sdxl_optim.hosts.standalone.generate import Models, Request, Result, generate
+from sdxl_optim.hosts.standalone.many import generate_many
+from sdxl_optim.report import JobReport, PassReport
+from sdxl_optim.sampling.loop import Counts
+from sdxl_optim.settings import Memory
+
+
+class DiffusersHost:
+    """The runner's host. `template` gives steps, CFG scale, size and batch; `name` names the model in the rows."""
+
+    def __init__(self, models: Models, template: Request, name: str):
+        self.models, self.template, self.name = models, template, name
+        self.device = models.base.device
+        self._placed = Memory()
+        models.base.set_progress_bar_config(disable=True)
+        if models.refiner is not None:
+            models.refiner.set_progress_bar_config(disable=True)
+
+    def why_not(self, case: Case) -> str:
+        if case.refines and self.models.refiner is None:
+            return "there is no refiner"
+        if case.settings.vae.decoder == "tiny" and self.models.tiny_vae is None:
+            return "the tiny VAE is not at hand"
+        no_backend = backend.why_not(case.settings)
+        if no_backend:
+            return f"{case.settings.backend.name}: {no_backend}"
+        no_memory = memory.why_not(case.settings.memory, self.device)
+        if no_memory and not case.together:  # which goes by stages on every device
+            return no_memory
+        return CHANGES[case.change].why_not(self.models)
+
+    @contextmanager
+    def opened(self, case: Case) -> Iterator[None]:
+        """Weights are brought where the case wants them once, not once a picture."""
+        wanted = case.settings.memory
+        if memory.why_not(wanted, self.device):
+            wanted = Memory()
+        models = self._models(case)
+        self._place_refiner(case.refines)
+        backend.execution_of(case.settings.backend.name)  # what another one has done to the weights is undone first
+        with CHANGES[case.change].done(models), memory.memory_as_asked(models, wanted, JobReport()):
+            self._placed = wanted
+            try:
+                yield
+            finally:
+                self._placed = Memory()
+
+    def make(self, case: Case, prompt: Prompt) -> tuple[Image.Image, Row, str]:
+        request = self._request(case, prompt)
+        with PeakMemory(self.device) as peak:
+            result = generate(self._models(case), request, case.settings)
+        passes = [p for ps in result.report.passes.values() for p in ps]
+        return result.images[0], self._row(request, result, passes, peak), ""
+
+    def make_together(self, case: Case, prompts: Sequence[Prompt]) -> list[tuple[Image.Image, Row, str]]:
+        requests = [self._request(case, prompt) for prompt in prompts]
+        with PeakMemory(self.device) as peak:
+            result = generate_many(self._models(case), requests, case.settings)
+        made = []
+        for k, request in enumerate(requests):
+            row = self._row(request, result, result.report.passes[k], peak, share=len(requests))
+            made.append((result.images[k * request.batch], row, ""))
+        return made
+
+    def _models(self, case: Case) -> Models:
+        refiner = self.models.refiner if case.refines else None
+        return dataclasses.replace(self.models, refiner=refiner, placed=self._placed)
+
+    def _place_refiner(self, needed: bool) -> None:
+        """A refiner that the case has no part for waits in main memory, where it does not count in the peak."""
+        refiner = self.models.refiner
+        if refiner is None or self.device.type == "cpu":
+            return
+        refiner.to(self.device if needed else "cpu")
+        self.models.base.to(self.device)  # with the parts that both share
+
+    def _request(self, case: Case, prompt: Prompt) -> Request:
+        changes = {"prompt": prompt.text, "seed": prompt.seed, "steps": case.steps or self.template.steps}
+        if case.switch_at is not None:
+            changes["switch_at"] = case.switch_at
+        if case.refiner_steps is not None:
+            changes |= {"refiner_strength": REFINER_STRENGTH, "refiner_steps": case.refiner_steps}
+        return dataclasses.replace(self.template, **changes)
+
+    def _row(
+        self, request: Request, result: Result, passes: Sequence[PassReport], peak: PeakMemory, share: int = 1
+    ) -> Row:
+        """share: of how many requests the result's seconds are."""
+        report, on_cuda = result.report, self.device.type == "cuda"
+        counts = sum((p.counts for p in passes), Counts())
+        seconds = {stage: s / share for stage, s in result.seconds.items()}
+        sampling = seconds.get("sampling")
+        notes = [f"a picture's share of {share} made together"] * (share > 1) + [*map(str, report.all_notes())]
+        return Row(
+            host=f"diffusers {version('diffusers')}",
+            device=torch.cuda.get_device_name(self.device) if on_cuda else self.device.type.upper(),
+            torch=version("torch"),
+            checkpoint=self.name,
+            sampler=type(self.models.base.scheduler).__name__.removesuffix("Scheduler"),
+            width=result.images[0].width,
+            height=result.images[0].height,
+            steps=request.steps,
+            cfg=request.cfg,
+            seed=request.seed,
+            batch=request.batch,
+            seconds=report.seconds / share,
+            sampling_seconds=sampling,
+            decode_seconds=seconds.get("decode"),
+            its=counts.calls / sampling if sampling else None,
+            allocated_bytes=peak.bytes if on_cuda else None,
+            reserved_bytes=torch.cuda.max_memory_reserved(self.device) if on_cuda else None,
+            calls=counts.calls,
+            full=counts.full,
+            cached=counts.cached,
+            rows=counts.rows,
+            stock_rows=counts.stock_rows,
+            decoder=report.decoder or "",
+            notes="; ".join(notes),
+        )

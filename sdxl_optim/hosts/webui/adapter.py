@@ -1,0 +1,12 @@
+"""The modules that differ between AUTOMATIC1111's WebUI and the Forge family, by one name each."""
+
+from __future__ import annotations
+
+from sdxl_optim.hosts.webui.family import FORGE
+
+if FORGE:
+    from sdxl_optim.hosts.webui.forge import backend, memory, sampling, vae
+else:
+    from sdxl_optim.hosts.webui import backend, memory, sampling, vae
+
+__all__ = ["backend", "memory", "sampling", "vae"]

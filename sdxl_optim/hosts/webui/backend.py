@@ -1,0 +1,151 @@
+"""The execution backends inside the WebUI: what its state forbids, what its calls depend on, and what stays between
+requests."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Hashable
+from pathlib import Path
+
+from torch import nn
+
+from modules import devices, lowvram, paths, sd_hijack, sd_unet, shared
+from sdxl_optim import backends
+from sdxl_optim.backends.environment import Environment, read_environment
+from sdxl_optim.backends.execution import Execution
+from sdxl_optim.errors import Unsupported
+from sdxl_optim.hosts.webui import attention
+from sdxl_optim.hosts.webui.job import Job
+from sdxl_optim.planning.plan import Note
+from sdxl_optim.settings import Settings
+from sdxl_optim.techniques.accumulation import fp16_accumulation, why_no_fp16_accumulation
+
+MOVED = "--medvram and --lowvram move the weights in and out of the card"
+# The layers into whose weights the built-in LoRA merges.
+MERGED = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.MultiheadAttention)
+
+_executions: dict[str, Execution] = {}
+
+
+def environment() -> Environment:
+    return read_environment(host_reason())
+
+
+def reason_for_all_models() -> str | None:
+    """Why no call can be anything but the stock one, whichever model is loaded, or None."""
+    return MOVED if shared.cmd_opts.lowvram or shared.cmd_opts.medvram else None
+
+
+def host_reason() -> str | None:
+    """Why no call of the loaded model can be anything but the stock one, or None."""
+    model = shared.sd_model
+    if sd_unet.current_unet is not None:
+        return f"the UNet is run by {sd_unet.current_unet_option.label}"
+    if getattr(model, "is_sd3", False):
+        return "SD 3 has other parts"
+    if lowvram.is_enabled(model):
+        return MOVED
+    if devices.unet_needs_upcast:
+        return "--upcast-sampling converts weights in each call"
+    return None
+
+
+def why_not(settings: Settings) -> str | None:
+    """Why the settings' backend can't run here and now, or None."""
+    name = settings.backend.name
+    if name == "eager":
+        return None
+    if settings.memory.offload != "host" or settings.memory.weights != "host":
+        return "the settings of Memory move or convert weights in each call"
+    return backends.why_not(name, environment())
+
+
+def execution_of(name: str) -> Execution | None:
+    """The named backend at work; the same from request to request."""
+    if name == "eager":
+        return None
+    if name not in _executions:
+        backend = backends.create(name, Path(paths.data_path) / "cache" / "sdxl_optim")
+        _executions[name] = Execution(backend, surroundings, harmless, tell_progress)
+    return _executions[name]
+
+
+def release_others(name: str) -> None:
+    """A request begins that uses the named backend: what others keep on the device is freed."""
+    for other, execution in _executions.items():
+        if other != name:
+            execution.release()
+
+
+def tell_progress(text: str) -> None:
+    shared.state.textinfo = text
+
+
+def set_switches(job: Job) -> None:
+    """Attention and accumulation as the request wants them, until its end."""
+    asked = job.settings.backend
+    if asked.attention == "sdpa" and not _refused(job, "attention sdpa", attention.why_no_sdpa()):
+        job.undo.enter_context(attention.sdpa())
+    if asked.fp16_accumulation and not _refused(job, "fp16 accumulation", why_no_fp16_accumulation()):
+        job.undo.enter_context(fp16_accumulation())
+
+
+def foreseen_switches(settings: Settings) -> list[Note]:
+    """What is known before a run to be refused of these."""
+    return []
+
+
+def _refused(job: Job, feature: str, reason: str | None) -> bool:
+    if reason:
+        job.report.add_note(Note(feature, reason))
+    return bool(reason)
+
+
+# --- what a call depends on
+
+
+def surroundings(unet: nn.Module) -> Hashable:
+    """Apply the LoRAs that the host would apply in the layers' own calls; what else decides the call's operations.
+
+    Raises Unsupported where each call has to run its Python.
+    """
+    options = shared.opts
+    return (
+        _apply_loras(unet),
+        tuple(shared.loaded_hypernetworks),
+        sd_hijack.model_hijack.circular_enabled,
+        getattr(shared.sd_model, "applied_token_merged_ratio", 0),
+        getattr(sd_hijack.current_optimizer, "name", None),
+        options.upcast_attn,
+        str(devices.dtype_unet),
+    )
+
+
+_applied: dict[int, Hashable] = {}  # by id of the UNet: the LoRAs that its layers were last brought to
+
+
+def _apply_loras(unet: nn.Module) -> Hashable:
+    networks = sys.modules.get("networks")
+    if networks is None:
+        return None
+    wanted = tuple((n.name, n.te_multiplier, n.unet_multiplier, n.dyn_dim) for n in networks.loaded_networks)
+    if wanted and shared.opts.lora_functional:
+        raise Unsupported("backend", "the setting lora_functional applies LoRAs in each call")
+    first = next(m for m in unet.modules() if isinstance(m, MERGED))
+    if _applied.get(id(unet)) != wanted or getattr(first, "network_current_names", ()) != wanted:
+        for module in unet.modules():
+            if isinstance(module, MERGED):
+                networks.network_apply_weights(module)
+        _applied.clear()
+        _applied[id(unet)] = wanted
+    return wanted
+
+
+def harmless(module: nn.Module) -> bool:
+    """Built-in Hypertile leaves its hooks when it is off."""
+    tiles = getattr(module, "__webui_hypertile_params", None)
+    if tiles is None:
+        return False
+    if tiles.enabled:
+        raise Unsupported("backend", "Hypertile draws its tiles anew in each call")
+    return True

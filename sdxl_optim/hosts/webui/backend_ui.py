@@ -1,0 +1,46 @@
+"""The backend's place in the accordion. What can't run on this machine is greyed by javascript/sdxl_optim.js."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Callable
+
+import gradio as gr
+
+from modules.ui_components import FormRow
+from sdxl_optim import backends
+from sdxl_optim.backends.environment import read_environment
+from sdxl_optim.hosts.webui import adapter
+from sdxl_optim.techniques.accumulation import why_no_fp16_accumulation
+from sdxl_optim.wording import as_html, pieces
+
+ANY = "*"  # of a control that is greyed as a whole
+
+
+def build(add: Callable, elem_id) -> None:
+    with gr.Accordion("Execution", open=False, elem_id=elem_id("backend_section")):
+        with FormRow():
+            add("backend", "name")
+        with FormRow():
+            add("backend", "attention")
+        with add("backend", "fp16_accumulation"):
+            gr.HTML(as_html("It needs torch 2.7 or later. Cards for data centres gain nothing by it."))
+    gr.HTML(_unavailable(elem_id), visible=False)
+
+
+def _unavailable(elem_id) -> str:
+    """By element and choice, the reason in pieces, each of which may be translated. The model may not be loaded yet, so
+    this is what holds for every model."""
+    environment = read_environment(adapter.backend.reason_for_all_models())
+    reasons = {name: why for name, why in backends.probe_all(environment).items() if why}
+    by_id = {elem_id("backend_name"): reasons}
+    for path, choice, why in adapter.memory.unavailable():
+        by_id.setdefault(elem_id("_".join(path)), {})[ANY if choice is True else choice] = why
+    if why := why_no_fp16_accumulation():
+        by_id[elem_id("backend_fp16_accumulation")] = {ANY: why}
+    data = {
+        control: {choice: [text for text, _ in pieces(reason)] for choice, reason in choices.items()}
+        for control, choices in by_id.items()
+    }
+    return f"<div class='sdxl-optim-cannot' data-cannot='{html.escape(json.dumps(data))}'></div>"

@@ -1,0 +1,173 @@
+"""What happens at each of the host's events. The script in scripts/ only forwards to these functions."""
+
+from __future__ import annotations
+
+import logging
+
+from modules import script_callbacks
+from modules.shared import opts
+from sdxl_optim import settings as declared
+from sdxl_optim.errors import SettingsError
+from sdxl_optim.hosts.webui import adapter, grid, infotext, options, preset_ui, references, tab, ui
+from sdxl_optim.hosts.webui.adapter import backend, memory, vae
+from sdxl_optim.hosts.webui.api import add_api
+from sdxl_optim.hosts.webui.host_options import host_option, override
+from sdxl_optim.hosts.webui.job import Job, begin_job, end_job, job_of, log, refuse_request
+from sdxl_optim.hosts.webui.lowvram import load_into_main_memory_if_chosen
+from sdxl_optim.hosts.webui.measure import measurement_of
+from sdxl_optim.hosts.webui.passes import watch_sampler
+from sdxl_optim.hosts.webui.stages import DECODE
+from sdxl_optim.hosts.webui.vae import METHODS, OPTION, why_no_tiny_decoder
+from sdxl_optim.hosts.webui.xyz import WrongSettings, add_axes, with_axes
+from sdxl_optim.planning.plan import Note
+from sdxl_optim.report import JobReport
+from sdxl_optim.settings import Memory, Settings
+from sdxl_optim.techniques.tf32 import tf32
+
+last_report: dict[str, JobReport] = {}  # by tab
+
+
+def register_callbacks() -> None:
+    _show_log()
+    preset_ui.load()
+    load_into_main_memory_if_chosen()
+    script_callbacks.on_cfg_denoiser(adapter.sampling.on_cfg_denoiser)
+    script_callbacks.on_model_loaded(memory.on_model_loaded)
+    script_callbacks.on_before_ui(add_axes)
+    script_callbacks.on_infotext_pasted(infotext.on_infotext_pasted)
+    script_callbacks.on_image_grid(grid.on_image_grid)
+    script_callbacks.on_ui_settings(options.add_options)
+    script_callbacks.on_ui_tabs(tab.build)
+    script_callbacks.on_app_started(add_api)
+
+
+def _show_log() -> None:
+    """One line a run in the WebUI's console, which by default shows warnings alone."""
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("[SDXL Optim] %(message)s"))
+        log.addHandler(handler)
+        log.propagate = False
+    options.apply_log_level()
+
+
+def parse_args(args: tuple) -> Settings:
+    """The script's arguments: the API's dict as the first, or the components' values in their order. Raises
+    SettingsError."""
+    if args and isinstance(args[0], dict):
+        return declared.from_dict(args[0])
+    return preset_ui.settings_of(ui.ui_fields(), args)
+
+
+def before_process(p, tab: str, args: tuple) -> None:
+    end_job(p)
+    try:
+        settings = Settings() if grid.is_reference(p) else with_axes(parse_args(args), p)
+    except SettingsError as error:
+        last_report.pop(tab, None)
+        refuse_request(p, WrongSettings(error))
+        return
+    memory.withdraw(settings.memory if settings.enabled else Memory())
+    backend.release_others(settings.backend.name if settings.enabled else "eager")
+    grid.begin_cell(p, settings)
+    if not settings.enabled:
+        references.stock_begins(p)
+        return
+    _take_what_is_ours(p, settings)
+    job = Job(settings, adapter, on_close=lambda job: _keep_report(p, tab, job))
+    begin_job(p, job)
+    memory.follow_loads(p, job)
+    if settings.steps is not None:
+        p.steps = settings.steps
+    if "sd_vae" not in p.override_settings and (fix := vae.wants_fix(settings.vae)):
+        override(p, "sd_vae", fix)
+
+
+def report_to_show(tab: str) -> JobReport | None:
+    """What the accordion shows of the tab's last run."""
+    return last_report.get(tab) if options.chosen(options.REPORT) else None
+
+
+def _keep_report(p, tab: str, job: Job) -> None:
+    reports = [report for passes in job.report.passes.values() for report in passes]
+    if reports and all(report.finished and not report.stopped for report in reports):
+        job.report.compared = references.compared(p, job.report.seconds)
+    last_report[tab] = job.report
+
+
+def _take_what_is_ours(p, settings: Settings) -> None:
+    """The API's `infotext` field makes an override setting of the picture's "VAE Decoder", which our own setting had
+    brought about and does again. The host would leave it behind where the user's config lacks the option."""
+    if p.override_settings.get(OPTION, "") == METHODS.get(settings.vae.decoder):
+        p.override_settings = {key: value for key, value in p.override_settings.items() if key != OPTION}
+
+
+def process(p) -> None:
+    job = job_of(p)
+    if job is None:
+        return
+    # X/Y/Z plot shares one dict between its cells: what is written for this one must not show in the next.
+    p.extra_generation_params = {
+        **p.extra_generation_params,
+        **infotext.write(job.settings),
+        infotext.RESULT: lambda p, **_: job.report.result(p.iteration),
+        infotext.REFUSED: lambda p, **_: job.report.refusals(p.iteration) if job.report.result(p.iteration) else None,
+    }
+    _choose_decoder(p, job)
+    memory.beside_previews(job)
+    backend.set_switches(job)
+    job.undo.enter_context(tf32(job.settings.memory.cudnn_tf32, job.settings.memory.matmul_tf32))
+    job.follow_model(p)
+
+
+def _choose_decoder(p, job: Job) -> None:
+    decoder = job.settings.vae.decoder
+    if decoder == "host":
+        return
+    if OPTION in p.override_settings:
+        text = f"the request's own setting {OPTION} = {opts.data.get(OPTION)} is used"
+        job.report.add_note(Note("VAE decoder", text))
+        return
+    reason = why_no_tiny_decoder() if decoder == "tiny" else None
+    if reason:
+        job.report.add_note(Note("Tiny VAE", reason))
+        return
+    job.undo.enter_context(host_option(OPTION, METHODS[decoder]))
+    job.report.decoder = METHODS[decoder]
+    if decoder == "tiny":
+        p.extra_generation_params["VAE Decoder"] = METHODS[decoder]
+
+
+def before_sampling(p) -> None:
+    if job := job_of(p):
+        job.follow_model(p)
+    watch_sampler(p, job_of(p))
+    if measurement := measurement_of(p):
+        measurement.sampling_begins()
+
+
+def post_sample(p, latents) -> None:
+    if job_of(p):
+        memory.decode_is_next(latents)
+    if measurement := measurement_of(p):
+        measurement.sampling_ends()
+
+
+def postprocess_batch(p) -> None:
+    if job := job_of(p):
+        job.vae.tell()
+        memory.tell(job.report)
+        job.stages.ends(DECODE)
+    references.batch_ends(p)
+    if measurement := measurement_of(p):
+        measurement.decode_ends()
+
+
+def postprocess(p, tab: str, processed) -> None:
+    """A run without the extension leaves no report of an older one. (Not at its start: a page whose run ends just then
+    may yet ask for its own.)"""
+    if job_of(p) is None:
+        references.stock_ends(p)
+        last_report.pop(tab, None)
+    if measurement := measurement_of(p):
+        measurement.end(p, processed, job_of(p))

@@ -1,0 +1,151 @@
+"""What a request would do, without making it: the host's own code prepares the sampler's loop on a one-pixel latent,
+and the plan is made there just as in a run (sampling.py), in place of running it.
+
+It waits for nothing and keeps nothing waiting: no lock is taken, no host global is touched, no weights are read, so
+that a generation may be under way meanwhile.
+"""
+
+from __future__ import annotations
+
+from types import MethodType, SimpleNamespace
+from typing import Any
+
+import torch
+
+from modules import extra_networks, prompt_parser, sd_models, sd_samplers, shared
+from modules.processing import (
+    StableDiffusionProcessing,
+    StableDiffusionProcessingImg2Img,
+    StableDiffusionProcessingTxt2Img,
+)
+from sdxl_optim.hosts.webui import adapter
+from sdxl_optim.hosts.webui.facts import FIRST
+from sdxl_optim.hosts.webui.passes import pass_name
+from sdxl_optim.hosts.webui.rehearsal import with_globals
+from sdxl_optim.planning.plan import Plan, make_plan
+from sdxl_optim.planning.summary import lines
+from sdxl_optim.settings import Settings
+
+
+class NotForeseeable(Exception):
+    """There is no plan, for the reason that it says."""
+
+
+def foresee(request: dict[str, Any], settings: Settings, img2img: bool = False) -> dict[str, Plan]:
+    """The plans of a request's passes, by the names that the report gives them.
+
+    request: fields of the host's processing object, as in its API; what is missing has the host's default. Raises
+    NotForeseeable.
+    """
+    if adapter.sampling.loaded_model() is None:
+        raise NotForeseeable("the checkpoint is not loaded yet")
+    p = _processing(request, img2img)
+    if settings.steps is not None:
+        p.steps = settings.steps
+    plans = {pass_name(p): _plan(p, settings, p.sampler_name, p.prompt, p.negative_prompt, again=img2img)}
+    if getattr(p, "enable_hr", False):
+        p.is_hr_pass = True
+        prompts = p.hr_prompt or p.prompt, p.hr_negative_prompt or p.negative_prompt
+        sampler, steps = p.hr_sampler_name or p.sampler_name, p.hr_second_pass_steps or p.steps
+        plans[pass_name(p)] = _plan(p, settings.for_hires(), sampler, *prompts, steps=steps, again=True)
+    return plans
+
+
+def _processing(request: dict[str, Any], img2img: bool) -> StableDiffusionProcessing:
+    p = (StableDiffusionProcessingImg2Img if img2img else StableDiffusionProcessingTxt2Img)(**request)
+    p.fill_fields_from_opts()
+    if p.refiner_checkpoint not in (None, "", "None", "none"):
+        p.refiner_checkpoint_info = sd_models.get_closet_checkpoint_match(p.refiner_checkpoint)
+        if p.refiner_checkpoint_info == shared.sd_model.sd_checkpoint_info:  # loaded yet, until the next run begins
+            setattr(p, FIRST, sd_models.select_checkpoint())
+    if getattr(p, "enable_hr", False):
+        p.hr_scheduler = p.hr_scheduler or p.scheduler
+        p.calculate_target_resolution()
+    return p
+
+
+def _plan(p, settings: Settings, sampler_name: str, prompt: str, negative: str, again: bool, steps=None) -> Plan:
+    """again: the pass starts from a picture. steps: where the host itself gives them to the sampler."""
+    with adapter.sampling.model_kept_as_it_is():
+        return _plan_by(p, settings, _sampler(sampler_name), prompt, negative, again, steps)
+
+
+def _sampler(name: str):
+    try:
+        return sd_samplers.create_sampler(name, shared.sd_model)
+    except Exception as error:  # the host's own words for samplers that the model can't be used with
+        raise NotForeseeable(str(error)) from None
+
+
+def _plan_by(p, settings: Settings, sampler, prompt: str, negative: str, again: bool, steps) -> Plan:
+    found: list[Plan] = []
+    latent = torch.zeros(1, 4, 1, 1, device=adapter.sampling.latent_device())
+
+    def launch_sampling(steps, func):
+        found.append(make_plan(settings, adapter.sampling.gather_facts(p, sampler, settings, steps, func)))
+        return latent
+
+    sampler.launch_sampling = launch_sampling
+    _keep_to_itself(sampler)
+    conds = _cond(p, prompt, p.steps), _uncond(p, negative, p.steps)
+    if again:
+        sampler.sample_img2img(p, latent, latent, *conds, steps=steps)
+    else:
+        sampler.sample(p, latent, *conds)
+    return found[0]
+
+
+def _keep_to_itself(sampler) -> None:
+    """The host's preparation of a loop sets up its source of noise in a global, and tells other extensions of it."""
+    nothing, nowhere = (lambda *args, **kwargs: None), SimpleNamespace()
+    apart = {
+        "initialize": {"k_diffusion": SimpleNamespace(sampling=nowhere), "sampling": nowhere},
+        "sample": {"sampling_prepare": nothing, "sampling_cleanup": nothing},  # Forge would load the model there
+        "sample_img2img": {
+            "extra_noise_callback": nothing,
+            "sampling_prepare": nothing,
+            "sampling_cleanup": nothing,
+        },
+    }
+    for name, replaced in apart.items():
+        setattr(sampler, name, MethodType(with_globals(getattr(type(sampler), name), **replaced), sampler))
+    sampler.create_noise_sampler = lambda x, sigmas, p: None
+
+
+def in_words(plans: dict[str, Plan], settings: Settings) -> tuple[list[str], list[str]]:
+    """The live plan: a line for each pass, and what is refused or to be said."""
+    facts, notes = adapter.memory.foreseen(adapter.sampling.loaded_model(), settings.memory)
+    decoder, said = adapter.vae.foreseen_decoder(settings)
+    return lines(plans, [*decoder, *facts], [*notes, *said, *adapter.backend.foreseen_switches(settings)])
+
+
+# --- prompts, as far as they decide the number of rows: their parts and lengths
+
+
+def _cond(p, prompt: str, steps: int) -> prompt_parser.MulticondLearnedConditioning:
+    text = _plain(shared.prompt_styles.apply_styles_to_prompt(prompt, p.styles))
+    found, parts, _ = prompt_parser.get_multicond_prompt_list([text])
+    lengths = [_entry(part, steps) for part in parts]
+    batch = [[prompt_parser.ComposableScheduledPromptConditioning(lengths[i], weight) for i, weight in found[0]]]
+    return prompt_parser.MulticondLearnedConditioning(shape=(p.batch_size,), batch=batch * p.batch_size)
+
+
+def _uncond(p, negative: str, steps: int) -> list:
+    text = _plain(shared.prompt_styles.apply_negative_styles_to_prompt(negative, p.styles))
+    return [_entry(text, steps)] * p.batch_size
+
+
+def _plain(prompt: str) -> str:
+    return extra_networks.parse_prompt(prompt)[0]
+
+
+def _entry(text: str, steps: int) -> list[prompt_parser.ScheduledPromptConditioning]:
+    """The host encodes all that a prompt is edited to together, and so at the length of the longest."""
+    schedule = prompt_parser.get_learned_conditioning_prompt_schedules([text], steps)[0]
+    tokens = max(_tokens(edited) for _, edited in schedule)
+    return [prompt_parser.ScheduledPromptConditioning(steps, torch.zeros(tokens, 1))]
+
+
+def _tokens(text: str) -> int:
+    length = adapter.sampling.token_length(text)
+    return length if isinstance(length, int) else 0

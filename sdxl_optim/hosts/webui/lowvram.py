@@ -1,0 +1,52 @@
+"""The host's own --medvram, of which a setting makes the way to load checkpoints into main memory."""
+
+from __future__ import annotations
+
+from modules import lowvram, shared
+from sdxl_optim.hosts.webui.family import FORGE
+from sdxl_optim.hosts.webui.options import LOAD, chosen
+
+_ours = False
+
+
+def load_into_main_memory_if_chosen() -> None:
+    """To be called before the host loads its first checkpoint."""
+    global _ours
+    flags = shared.cmd_opts
+    if not FORGE and chosen(LOAD) and not (flags.medvram or flags.lowvram or flags.medvram_sdxl):
+        flags.medvram_sdxl = _ours = True
+
+
+def loads_into_main_memory() -> bool:
+    """Whether the host's --medvram-sdxl is in force by our setting alone."""
+    return _ours
+
+
+class HostLowvram:
+    """Takes the hooks of --medvram from a model, which would move its parts as we do, and gives them back.
+
+    The part that the host has on the card goes home, as the host would else take it to be there ever after.
+    """
+
+    def __init__(self, model):
+        lowvram.send_everything_to_cpu()
+        self._hooks = []
+        for module in model.modules():
+            for key, hook in list(module._forward_pre_hooks.items()):
+                if _is_hosts(hook):
+                    self._hooks.append((module, key, module._forward_pre_hooks.pop(key)))
+        vae = model.first_stage_model
+        names = ("encode", "decode")
+        self._vae, self._wraps = vae, {name: vars(vae)[name] for name in names if _is_hosts(vars(vae).get(name))}
+        for name in self._wraps:
+            delattr(vae, name)
+
+    def restore(self) -> None:
+        for module, key, hook in self._hooks:
+            module._forward_pre_hooks[key] = hook
+        for name, wrap in self._wraps.items():
+            setattr(self._vae, name, wrap)
+
+
+def _is_hosts(function) -> bool:
+    return getattr(function, "__module__", "") == "modules.lowvram"

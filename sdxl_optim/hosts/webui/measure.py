@@ -1,0 +1,123 @@
+"""One request measured from outside: an own clock, torch's peaks, the denoiser's calls as they come. It changes
+nothing in the request, so that stock pictures can be measured too."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+
+import torch
+
+from modules import devices, launch_utils, shared
+from modules.shared import opts
+from sdxl_optim.bench.results import Row
+from sdxl_optim.hosts.webui.family import NAME
+from sdxl_optim.hosts.webui.job import Job
+from sdxl_optim.hosts.webui.peaks import HighWater
+from sdxl_optim.sampling.loop import Counts
+
+ATTRIBUTE = "sdxl_optim_measurement"
+_known: set[tuple] = set()  # what this process has computed before: another run of it compiles and loads nothing
+
+
+class Measurement:
+    """From `begin` until `done` hands the finished row and its `processed` on. A request that fails has no row."""
+
+    def __init__(self, p, done: Callable[[Row, object], None], **facts):
+        """facts: columns that the caller knows."""
+        self.p, self._done, self._facts = p, done, facts
+        self.counts = Counts()
+        self._sampling = self._decode = 0.0
+        self._lap: float | None = None
+        self._peaks = HighWater(devices.device, shared.mem_mon).start() if _on_cuda() else None
+        self._began = _now()
+        setattr(p, ATTRIBUTE, self)
+
+    def sampling_begins(self) -> None:
+        if self._lap is None:  # the hires pass goes on with the same lap
+            self._lap = _now()
+
+    def sampling_ends(self) -> None:
+        if self._lap is not None:
+            now = _now()
+            self._sampling, self._lap = self._sampling + now - self._lap, now
+
+    def decode_ends(self) -> None:
+        if self._lap is not None:
+            self._decode, self._lap = self._decode + _now() - self._lap, None
+
+    def count(self, stock_rows: int) -> None:
+        """A denoiser call of a stock run."""
+        self.counts += Counts(calls=1, rows=stock_rows, stock_rows=stock_rows)
+
+    def end(self, p, processed, job: Job | None) -> None:
+        vars(p).pop(ATTRIBUTE, None)
+        if shared.state.interrupted or shared.state.skipped or shared.state.stopping_generation:
+            return
+        seconds = _now() - self._began
+        row = self._row(p, seconds, job)
+        self._done(row, processed)
+
+    def _row(self, p, seconds: float, job: Job | None) -> Row:
+        counts = self.counts if job is None else sum(_passes(job), Counts())
+        calls = counts.calls
+        first = (p.sd_model_name, p.width, p.height, p.batch_size) not in _known
+        _known.add((p.sd_model_name, p.width, p.height, p.batch_size))
+        allocated, reserved = self._peaks.read() if self._peaks else (None, None)
+        return Row(
+            **{
+                "prompt": p.all_prompts[0],
+                "host": f"{NAME} {launch_utils.git_tag()}",
+                "device": device_name(),
+                "torch": version("torch"),
+                "checkpoint": p.sd_model_name,
+                "sampler": p.sampler_name,
+                "scheduler": p.scheduler or "",
+                "width": p.width,
+                "height": p.height,
+                "steps": p.steps,
+                "cfg": float(p.cfg_scale),
+                "seed": p.all_seeds[0],
+                "batch": p.batch_size,
+                "seconds": seconds,
+                "first_seconds": seconds if first else None,
+                "sampling_seconds": self._sampling,
+                "decode_seconds": self._decode,
+                "its": calls / self._sampling if calls and self._sampling else None,
+                "allocated_bytes": allocated,
+                "reserved_bytes": reserved,
+                "calls": calls,
+                "full": None if job is None else counts.full,
+                "cached": None if job is None else counts.cached,
+                "rows": counts.rows,
+                "stock_rows": counts.stock_rows,
+                "decoder": (job and job.report.decoder) or opts.sd_vae_decode_method,
+                "notes": "; ".join(map(str, job.report.all_notes())) if job else "",
+                **self._facts,
+            }
+        )
+
+
+def measurement_of(p) -> Measurement | None:
+    """The measurement of this very request; a copy of it, which another script may generate from, has none."""
+    measurement = vars(p).get(ATTRIBUTE)
+    return measurement if measurement is not None and measurement.p is p else None
+
+
+def _passes(job: Job) -> list[Counts]:
+    return [one.counts for passes in job.report.passes.values() for one in passes]
+
+
+def device_name() -> str:
+    return torch.cuda.get_device_name(devices.device) if _on_cuda() else devices.device.type.upper()
+
+
+def _on_cuda() -> bool:
+    return devices.device.type == "cuda"
+
+
+def _now() -> float:
+    if _on_cuda():
+        torch.cuda.synchronize(devices.device)
+    return time.perf_counter()

@@ -1,0 +1,63 @@
+"""How long stock runs took, so that later ones can be held against them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from modules import shared
+from sdxl_optim.wording import words
+
+STARTED = "sdxl_optim_started"  # on `p`
+
+
+@dataclass(frozen=True)
+class Reference:
+    seconds: float
+    steps: int
+    sampler: str
+
+
+_last: dict[tuple, Reference] = {}
+
+
+def stock_begins(p) -> None:
+    setattr(p, STARTED, time.perf_counter())
+
+
+def batch_ends(p) -> None:
+    """The host forgets by the next batch that one was skipped."""
+    if shared.state.skipped:
+        vars(p).pop(STARTED, None)
+
+
+def stock_ends(p) -> None:
+    """A stock run that came to its end is the reference for its checkpoint and size."""
+    started = vars(p).pop(STARTED, None)
+    if started is not None and not _cut_short():
+        _last[_key(p)] = Reference(time.perf_counter() - started, p.steps, p.sampler_name)
+
+
+def compared(p, seconds: float) -> str | None:
+    """One sentence, where there is a stock run of the request's checkpoint and size."""
+    reference = _last.get(_key(p))
+    if reference is None or _cut_short():
+        return None
+    template = (
+        f"{seconds:.2f} s in all; the last stock run of this size took {reference.seconds:.2f} s,"
+        f" with {reference.steps} steps of {{sampler}}"
+    )
+    return words(template, sampler=reference.sampler)
+
+
+def _cut_short() -> bool:
+    """Whether it is not all batches, or not all of one, that were made."""
+    state = shared.state
+    return state.interrupted or state.skipped or getattr(state, "stopping_generation", False)
+
+
+def _key(p) -> tuple:
+    again = (p.hr_upscale_to_x, p.hr_upscale_to_y) if getattr(p, "enable_hr", False) else None
+    upscaled = getattr(p, "firstpass_image", None) is not None  # by the gallery's ✨: the hires pass alone
+    size = (p.width, p.height, again, upscaled, p.batch_size, p.n_iter)
+    return (shared.opts.sd_model_checkpoint, hasattr(p, "init_images"), *size)

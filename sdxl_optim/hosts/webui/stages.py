@@ -1,0 +1,22 @@
+"""Peaks of memory by stage of a request: encode, denoise, decode."""
+
+from __future__ import annotations
+
+from modules import devices, shared
+from sdxl_optim.hosts.webui.peaks import HighWater
+from sdxl_optim.report import JobReport
+
+ENCODE, DENOISE, UPSCALE, DECODE = "encode", "denoise", "upscale", "decode"
+
+
+class Stages:
+    """`ends` says which stage has just ended; the next one begins there. Nothing is measured but on CUDA."""
+
+    def __init__(self, report: JobReport):
+        self._report = report
+        self._water = HighWater(devices.device, shared.mem_mon).start() if devices.device.type == "cuda" else None
+
+    def ends(self, stage: str) -> None:
+        if self._water is not None:
+            self._report.add_peak(stage, *self._water.read())
+            self._water.start()
