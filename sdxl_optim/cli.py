@@ -313,11 +313,10 @@ def _save(images: list, folder: Path, seed: int, batch: int) -> list[Path]:
 
 def describe(report) -> dict:
     """A job's report as plain data: what was planned, and what happened."""
-    passes = [p for ps in report.passes.values() for p in ps]
     return {
-        "plan": [_plan(p) for p in passes],
+        "plan": [_plan(p) for p in report.all_passes],
         "report": {
-            "passes": [_happened(p) for p in passes],
+            "passes": [_happened(p) for p in report.all_passes],
             "decoder": report.decoder,
             "notes": [dataclasses.asdict(note) for note in report.all_notes()],
             "lines": report.lines(),

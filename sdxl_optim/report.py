@@ -155,8 +155,13 @@ class JobReport:
         if note not in self.notes:
             self.notes.append(note)
 
+    @property
+    def all_passes(self) -> list[PassReport]:
+        """The passes of all iterations, in the order in which they ran."""
+        return [p for passes in self.passes.values() for p in passes]
+
     def all_notes(self, iteration: int | None = None) -> list[Note]:
-        passes = [p for i, ps in self.passes.items() if iteration in (None, i) for p in ps]
+        passes = self.all_passes if iteration is None else self.passes.get(iteration, [])
         return list(dict.fromkeys([*self.notes, *(note for p in passes for note in p.notes)]))
 
     def result(self, iteration: int) -> str | None:

@@ -37,7 +37,7 @@ def test_the_same_pictures(pipe, cfg):
     single = [image for request in requests for image in generate(Models(pipe), request, SETTINGS).images]
     assert len(many.images) == 3
     assert all(np.array_equal(a, b) for a, b in zip(many.images, single, strict=True))
-    assert [p.as_predicted for passes in many.report.passes.values() for p in passes] == [True, True]
+    assert [p.as_predicted for p in many.report.all_passes] == [True, True]
     assert "maybe_free_model_hooks" not in vars(pipe)
 
 

@@ -124,3 +124,11 @@ def test_the_stage_that_set_the_peak_is_named():
         "peak memory, allocated (reserved): encode 7.00 (8.00) GB, denoise 8.00 (9.00) GB, decode 9.00 (10.00) GB;"
         " set by decode"
     ]
+
+
+def test_all_passes_are_those_of_every_iteration():
+    job, passes = JobReport(), [finished_pass("base"), finished_pass("hires"), finished_pass("base")]
+    for iteration, report in zip((0, 0, 1), passes, strict=True):
+        job.add_pass(iteration, report)
+    assert job.all_passes == passes
+    assert JobReport().all_passes == []

@@ -67,8 +67,7 @@ class DiffusersHost:
         request = self._request(case, prompt)
         with PeakMemory(self.device) as peak:
             result = generate(self._models(case), request, case.settings)
-        passes = [p for ps in result.report.passes.values() for p in ps]
-        return result.images[0], self._row(request, result, passes, peak), ""
+        return result.images[0], self._row(request, result, result.report.all_passes, peak), ""
 
     def make_together(self, case: Case, prompts: Sequence[Prompt]) -> list[tuple[Image.Image, Row, str]]:
         requests = [self._request(case, prompt) for prompt in prompts]

@@ -89,8 +89,8 @@ def report_to_show(tab: str) -> JobReport | None:
 
 
 def _keep_report(p, tab: str, job: Job) -> None:
-    reports = [report for passes in job.report.passes.values() for report in passes]
-    if reports and all(report.finished and not report.stopped for report in reports):
+    passes = job.report.all_passes
+    if passes and all(p.finished and not p.stopped for p in passes):
         job.report.compared = references.compared(p, job.report.seconds)
     last_report[tab] = job.report
 

@@ -106,7 +106,7 @@ def measurement_of(p) -> Measurement | None:
 
 
 def _passes(job: Job) -> list[Counts]:
-    return [one.counts for passes in job.report.passes.values() for one in passes]
+    return [one.counts for one in job.report.all_passes]
 
 
 def device_name() -> str:
