@@ -177,7 +177,7 @@ def test_help_imports_nothing_heavy():
     code = "import sys; from sdxl_optim import cli\ntry: cli.main(['generate', '--help'])\nexcept SystemExit: pass\n"
     code += "sys.exit(bool({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
     subprocess.run(
-        [sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, cwd=Path(cli.__file__).parents[1]
+        [sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, cwd=Path(cli.__file__).parents[2]
     )
 
 

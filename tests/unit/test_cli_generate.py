@@ -148,7 +148,7 @@ def test_demo_in_a_process_of_its_own(tmp_path):
         "--device",
         "cpu",
     ]
-    root = Path(cli.__file__).parents[1]
+    root = Path(cli.__file__).parents[2]
     done = subprocess.run([*argv, "--out", str(tmp_path)], cwd=root, capture_output=True, text=True, check=True)
     path = Path(done.stdout.strip().splitlines()[-1])
     assert path == tmp_path.resolve() / "report.html"

@@ -1,14 +1,18 @@
 """The demo model as shipped: it draws, the check can tell, and every host gets its files."""
 
 import random
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from demo_model import WEIGHTS, caption_check, captions, check, data, write_webui
+from demo_model import captions, check, data
+from demo_model.check import caption_check
 from demo_model.evaluate import ssim
+from demo_model.export import WEIGHTS, write_webui
 from sdxl_optim import cli
+from sdxl_optim.hosts.standalone.demo_model import files
 
 MEGABYTE = 10**6
 
@@ -111,6 +115,39 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys, options, sentence):
     assert cli.main(["demo-model", *(o.format(**names) for o in options)]) == 2
     assert sentence.format(**names) in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.fixture
+def without_the_demo_model(monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "demo_model"]:
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+def test_without_it_the_command_says_where_it_is(without_the_demo_model, tmp_path, capsys):
+    assert cli.main(["demo-model", "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == (
+        "sdxl_optim: the demo model is not part of the installed extension; a clone of the project has it in"
+        " demo_model/\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_it_demo_and_bench_draw_by_random_weights_and_say_so(without_the_demo_model, caplog):
+    pytest.importorskip("diffusers")
+    from sdxl_optim.hosts.standalone import demo
+
+    models, about = demo.demo_models(torch.device("cpu"), torch.float32)
+    assert "random weights" in about
+    assert not models.prompts
+    assert "the demo model is not part of the installed extension" in caplog.text
+
+
+def test_what_lacks_inside_it_is_not_taken_for_its_absence(monkeypatch):
+    monkeypatch.delitem(sys.modules, "demo_model.export")
+    monkeypatch.delattr("demo_model.export")
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(ModuleNotFoundError, match=r"safetensors\.torch"):
+        files()
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ def loaded_by(*modules: str, path: Path = ROOT) -> set[str]:
 
 def host_free_files() -> list[Path]:
     ours = ("settings", "sampling", "planning", "techniques", "unet", "backends")
-    files = [p for p in PACKAGE.glob("*.py") if p.stem not in ("__main__", "cli")]
+    files = [p for p in PACKAGE.glob("*.py") if p.stem != "__main__"]
     return sorted(files + [p for folder in ours for p in (PACKAGE / folder).rglob("*.py")])
 
 
@@ -115,6 +115,11 @@ def test_one_place_asks_which_webui_it_is_and_one_chooses_by_it():
             choosing.append(path)
     assert asking == [WEBUI / "family.py"]
     assert choosing == [WEBUI / "adapter.py"]
+
+
+def test_one_place_loads_the_demo_model():
+    naming = [path for path in PACKAGE.rglob("*.py") if "demo_model" in foreign(imports_of(path))]
+    assert naming == [PACKAGE / "hosts" / "standalone" / "demo_model.py"]
 
 
 # --- the checks can fail

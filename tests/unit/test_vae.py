@@ -12,7 +12,8 @@ import torch
 from diffusers import AutoencoderKL
 from skimage.metrics import structural_similarity
 
-from demo_model import data, write_diffusers
+from demo_model import data
+from demo_model.export import write_diffusers
 from sdxl_optim.hosts.standalone.vae import vae_as_asked
 from sdxl_optim.report import JobReport
 from sdxl_optim.settings import Vae

@@ -12,7 +12,7 @@ from playwright.sync_api import Page, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from demo_model import NAME, write_webui
+from demo_model.export import NAME, write_webui
 from tests.webui import browser, server
 from tests.webui.bench_tab import BenchTab
 from tests.webui.client import Client

@@ -8,8 +8,9 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from demo_model import NAME, caption_check, write_diffusers, write_webui  # noqa: E402
+from demo_model.check import caption_check  # noqa: E402
 from demo_model.evaluate import ssim  # noqa: E402
+from demo_model.export import NAME, write_diffusers, write_webui  # noqa: E402
 
 from . import diffusers_unet as reference  # noqa: E402
 from .conftest import running  # noqa: E402

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,12 +17,14 @@ from tqdm import tqdm
 from sdxl_optim.bench.cases import ARTICLE_PROMPTS, DEMO_CASES, DEMO_MODEL_PROMPTS, STOCK, Prompt
 from sdxl_optim.bench.html import Lines, Picture, Pictures, Table, page
 from sdxl_optim.bench.measure import PeakMemory, similarity
+from sdxl_optim.hosts.standalone import demo_model
 from sdxl_optim.hosts.standalone import models as loading
 from sdxl_optim.hosts.standalone.generate import Models, Request, Result, generate, make_plans
 from sdxl_optim.settings import Settings, from_dict
 from sdxl_optim.techniques.deepcache.calibration import find as find_calibration
 
 MIB = 2**20
+log = logging.getLogger("sdxl_optim")
 
 
 @dataclass
@@ -55,10 +58,10 @@ def trained_models(device, dtype) -> Models | None:
     """The demo model that comes with the package, or None where its weights are not there."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            from demo_model import write_diffusers, write_tiny_vae
-
-            base, tiny = write_diffusers(Path(folder, "base")), write_tiny_vae(Path(folder, "tiny"))
-        except (ImportError, FileNotFoundError):
+            files = demo_model.files()
+            base, tiny = files.write_diffusers(Path(folder, "base")), files.write_tiny_vae(Path(folder, "tiny"))
+        except (ImportError, FileNotFoundError) as error:
+            log.warning("sdxl_optim: %s", error)
             return None
         return Models(
             loading.load_base(str(base), device, dtype),
@@ -72,9 +75,8 @@ def demo_refiner(models: Models, device, dtype) -> StableDiffusionXLImg2ImgPipel
     """The refiner that belongs to `demo_models`: trained where those are, else of random weights."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            from demo_model import write_diffusers_refiner
-
-            return loading.load_refiner(str(write_diffusers_refiner(Path(folder, "refiner"))), device, dtype)
+            refiner = demo_model.files().write_diffusers_refiner(Path(folder, "refiner"))
+            return loading.load_refiner(str(refiner), device, dtype)
         except (ImportError, FileNotFoundError):
             from sdxl_optim.hosts.standalone import tiny
 
@@ -148,10 +150,8 @@ def _compare(made: list[Made]) -> None:
 
 
 def _check(made: list[Made]) -> None:
-    from demo_model import caption_check
-
     for m in made:
-        m.as_prompted = caption_check(m.image, m.prompt.text).passed
+        m.as_prompted = demo_model.caption_check(m.image, m.prompt.text).passed
 
 
 def _intro(template: Request, about: str, prompts: int) -> list[str]:

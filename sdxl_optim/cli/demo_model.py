@@ -26,18 +26,19 @@ def _write(args: argparse.Namespace) -> int:
     if args.out:
         cli.check_folder(args.out)
 
-    import demo_model
+    from sdxl_optim.hosts.standalone import demo_model
 
+    files = demo_model.files()
     written: list[Path] = []
     if args.webui:
         try:
-            written += demo_model.write_webui(args.webui)
+            written += files.write_webui(args.webui)
         except NotADirectoryError as error:
             allowed = "a WebUI's own folder, which has modules and models"
             raise SettingsError("--webui", str(args.webui), allowed) from error
     if args.out:
-        written.append(demo_model.write_diffusers(args.out / "base"))
-        written.append(demo_model.write_diffusers_refiner(args.out / "refiner"))
-        written.append(demo_model.write_tiny_vae(args.out / "tiny-vae"))
+        written.append(files.write_diffusers(args.out / "base"))
+        written.append(files.write_diffusers_refiner(args.out / "refiner"))
+        written.append(files.write_tiny_vae(args.out / "tiny-vae"))
     sys.stdout.write("".join(f"{path.resolve()}\n" for path in written))
     return 0

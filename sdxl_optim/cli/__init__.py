@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
 
     bench.add_commands(commands)
 
-    from demo_model import cli as demo_model
+    from sdxl_optim.cli import demo_model
 
     demo_model.add_command(commands)
 
