@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sdxl_optim.bench.measure import Stopwatch
 from sdxl_optim.bench.quality import lpips
+from sdxl_optim.files import write_atomically
 from sdxl_optim.hosts.standalone import models as loading
 from sdxl_optim.hosts.standalone.calibrate import calibrate
 from sdxl_optim.hosts.standalone.deepcache import ScheduledDeepCache
@@ -286,8 +287,7 @@ def make(options: argparse.Namespace, path: Path, rows: list[dict]) -> None:
     for k, case in enumerate(left):
         began = time.monotonic()
         rows.append(study.row(case) | {"device": device_name(study.device)})
-        path.with_suffix(".new").write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
-        path.with_suffix(".new").replace(path)
+        write_atomically(path, json.dumps(rows, indent=1) + "\n")
         row, seconds = rows[-1], time.monotonic() - began
         text = "%d of %d: %s, %s: work %.2f, SSIM %.4f, %d of %d pass; %.1f s"
         log.info(

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
+
+from sdxl_optim.files import write_atomically
 
 log = logging.getLogger("demo_model")
 PIECE = 15_500_000  # bytes of one file of state
@@ -308,9 +310,7 @@ def save_pieces(tensors: dict[str, torch.Tensor], folder: Path, name: str) -> No
     for old in sorted(folder.glob(f"{name}-[0-9].safetensors"))[len(pieces) :]:
         old.unlink()
     for i, piece in reversed(list(enumerate(pieces))):  # the first one last: a process that waits looks for it
-        path = folder / f"{name}-{i}.safetensors"
-        save_file(piece, path.with_suffix(".new"))
-        path.with_suffix(".new").replace(path)
+        write_atomically(folder / f"{name}-{i}.safetensors", save(piece))
 
 
 def load_pieces(folder: Path, name: str) -> dict[str, torch.Tensor]:

@@ -8,11 +8,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sdxl_optim.bench.measure import similarity
 from sdxl_optim.bench.perceptual import lpips, missing
 from sdxl_optim.bench.results import Results, Row
 
 OTHER_SIZE = "another size than the reference, so not compared"
+
+
+def similarity(reference, picture) -> float | None:
+    """SSIM of two 8-bit pictures [H, W, 3] of one size, 1 where they are equal; None without scikit-image."""
+    try:
+        from skimage.metrics import structural_similarity
+    except ImportError:
+        return None
+    return float(structural_similarity(np.asarray(reference), np.asarray(picture), channel_axis=2))
 
 
 def mad(reference, picture) -> float:

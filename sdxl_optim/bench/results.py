@@ -18,6 +18,8 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from sdxl_optim.files import write_atomically
+
 ROWS, ABOUT, PICTURES = "rows.jsonl", "about.json", "pictures"
 
 
@@ -116,7 +118,7 @@ class Results:
         folder.mkdir(parents=True, exist_ok=True)
         results = cls(folder)
         if not (folder / ABOUT).exists():
-            _write(folder / ABOUT, json.dumps({"made": time.strftime("%Y-%m-%d %H:%M"), **about}, indent=1))
+            write_atomically(folder / ABOUT, json.dumps({"made": time.strftime("%Y-%m-%d %H:%M"), **about}, indent=1))
         return results
 
     def about(self) -> dict:
@@ -155,7 +157,7 @@ class Results:
 
     def replace(self, rows: Sequence[Row]) -> None:
         """All rows anew, at once."""
-        _write(self.folder / ROWS, "".join(json.dumps(to_dict(r), ensure_ascii=False) + "\n" for r in rows))
+        write_atomically(self.folder / ROWS, "".join(json.dumps(to_dict(r), ensure_ascii=False) + "\n" for r in rows))
 
     def picture(self, name: str) -> Image.Image | None:
         try:
@@ -180,7 +182,7 @@ class Results:
             text.add_text("parameters", infotext)
         buffer = io.BytesIO()
         picture.save(buffer, "PNG", pnginfo=text)
-        _write(folder / f"{number:04}.png", buffer.getvalue())
+        write_atomically(folder / f"{number:04}.png", buffer.getvalue())
         return f"{number:04}.png"
 
 
@@ -188,13 +190,6 @@ def listed(parent: Path) -> list[Results]:
     """The results in a folder, newest first."""
     folders = (p.parent for p in Path(parent).glob(f"*/{ABOUT}"))
     return [Results(folder) for folder in sorted(folders, key=lambda f: f.name, reverse=True)]
-
-
-def _write(path: Path, content: str | bytes) -> None:
-    """A whole file or none."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    temporary.replace(path)
 
 
 # --- for others to read
@@ -226,7 +221,7 @@ def _from_cell(column: str, text: str) -> Any:
 
 
 def write_json(rows: Iterable[Row], path: Path) -> None:
-    _write(path, json.dumps([to_dict(row) for row in rows], indent=1, ensure_ascii=False))
+    write_atomically(path, json.dumps([to_dict(row) for row in rows], indent=1, ensure_ascii=False))
 
 
 def read_json(path: Path) -> list[Row]:

@@ -6,13 +6,13 @@ What can't be read is never overwritten: the file is copied aside first, and sai
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 from sdxl_optim import settings as declared
 from sdxl_optim.errors import SettingsError
+from sdxl_optim.files import write_atomically
 from sdxl_optim.settings import presets
 from sdxl_optim.settings.presets import Preset
 
@@ -87,11 +87,9 @@ class PresetFile:
         return names
 
     def _write(self, kept: list[Preset]) -> None:
-        beside = self.path.with_name(self.path.name + ".new")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            beside.write_text(as_text(kept), "utf-8")
-            os.replace(beside, self.path)
+            write_atomically(self.path, as_text(kept))
         except OSError as error:
             raise SettingsError("presets file", str(self.path), f"a file that can be written ({error})") from None
         presets.set_own(kept)

@@ -1,39 +1,69 @@
 from __future__ import annotations
 
-import time
+import threading
 
-import numpy as np
 import pytest
+import torch
 
-pytest.importorskip("psutil")
+from sdxl_optim.bench.measure import PeakMemory, Stopwatch, process_memory
 
-from sdxl_optim.bench.measure import PeakMemory, Stopwatch, similarity
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 def test_laps_add_up_by_stage():
-    watch, began = Stopwatch(), time.perf_counter()
-    time.sleep(0.02)
-    first = watch.lap("sampling")
-    watch.lap("decode")
-    time.sleep(0.01)
+    clock = Clock()
+    watch = Stopwatch(clock=clock)
+    clock.now += 2
+    assert watch.lap("sampling") == 2
+    assert watch.lap("decode") == 0
+    clock.now += 1
     watch.lap("sampling")
-    assert 0.02 <= first < watch.seconds["sampling"]
-    assert watch.seconds["sampling"] >= 0.03
-    assert sum(watch.seconds.values()) == pytest.approx(time.perf_counter() - began, abs=0.01)
+    assert watch.seconds == {"sampling": 3, "decode": 0}
+    assert sum(watch.seconds.values()) == watch.total() == 3
+
+
+def test_time_that_is_skipped_is_no_stages():
+    clock = Clock()
+    watch = Stopwatch(clock=clock)
+    clock.now += 2
+    assert watch.skip() == 2
+    clock.now += 5
+    watch.lap("decode")
+    assert watch.seconds == {"decode": 5}
+    assert watch.total() == 7
 
 
 def test_peak_memory_sees_what_was_freed_again():
-    with PeakMemory() as idle:
-        time.sleep(0.05)
-    with PeakMemory() as busy:
-        block = np.ones(2**25)  # 256 MiB
-        time.sleep(0.05)
-        del block
-    assert busy.bytes > idle.bytes + 200 * 2**20
+    """The middle value is there while the watcher alone looks."""
+    looks, seen = iter([10, 90]), threading.Event()
+
+    def resident() -> int:
+        value = next(looks, 20)
+        if value == 20:
+            seen.set()
+        return value
+
+    with PeakMemory(interval=0.001, resident=resident) as busy:
+        assert seen.wait(10)
+    assert busy.bytes == 90
+    with PeakMemory(interval=60, resident=iter([10, 30]).__next__) as idle:
+        pass
+    assert idle.bytes == 30
+    assert idle.reserved_bytes is None
 
 
-def test_similarity_is_one_for_equal_pictures_alone():
-    pytest.importorskip("skimage")
-    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    assert similarity(picture, picture) == pytest.approx(1)
-    assert similarity(picture, 255 - picture) < 0.5
+def test_the_memory_of_the_process_is_what_it_holds():
+    pytest.importorskip("psutil")
+    resident = process_memory()
+    before = resident()
+    block = torch.ones(2**26)  # 256 MiB
+    assert resident() > before + 200 * 2**20
+    del block

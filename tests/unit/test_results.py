@@ -114,6 +114,13 @@ def test_equal_pictures():
     assert quality.mad(picture(), picture()) == 0
 
 
+def test_similarity_is_one_for_equal_pictures_alone():
+    pytest.importorskip("skimage")
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    assert quality.similarity(picture, picture) == pytest.approx(1)
+    assert quality.similarity(picture, 255 - picture) < 0.5
+
+
 def test_each_group_has_its_own_reference(results):
     for group in "ab":
         results.append(Row("off", group=group, stock=True), picture(noise=ord(group)))

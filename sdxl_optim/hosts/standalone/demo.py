@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from sdxl_optim.bench.cases import ARTICLE_PROMPTS, DEMO_CASES, DEMO_MODEL_PROMPTS, STOCK, Prompt
 from sdxl_optim.bench.html import Lines, Picture, Pictures, Table, page
-from sdxl_optim.bench.measure import PeakMemory, similarity
+from sdxl_optim.bench.measure import PeakMemory
+from sdxl_optim.bench.quality import similarity
 from sdxl_optim.hosts.standalone import demo_model
 from sdxl_optim.hosts.standalone import models as loading
 from sdxl_optim.hosts.standalone.generate import Models, Request, Result, generate, make_plans
