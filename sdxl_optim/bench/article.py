@@ -5,43 +5,11 @@ https://www.felixsanz.dev/articles/ultimate-guide-to-optimizing-stable-diffusion
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
+from sdxl_optim.bench.cases import Case, combination
 from sdxl_optim.settings import Settings, overrides
 
 STEPS, CFG = 50, 5.0  # the article's request: 1024×1024, Euler, no negative prompt
 REFINER_STRENGTH = 0.3  # what the image-to-image pipeline does by itself
-
-
-@dataclass(frozen=True)
-class Case:
-    """One row of a table: the request's settings, and what else differs from the stock row.
-
-    change: the name of something done to the whole pipeline that is no setting ("fp32", …).
-    together: all prompts are encoded, then all pictures denoised, then all decoded.
-    switch_at: with a refiner, as an ensemble of experts. refiner_steps: with a refiner, as image-to-image.
-    """
-
-    name: str
-    settings: Settings = field(default_factory=Settings)
-    steps: int | None = None
-    change: str = ""
-    together: bool = False
-    switch_at: float | None = None
-    refiner_steps: int | None = None
-
-    @property
-    def stock(self) -> bool:
-        return self == Case(self.name)
-
-    @property
-    def refines(self) -> bool:
-        return self.switch_at is not None or self.refiner_steps is not None
-
-
-def combination(text: str, name: str = "", **more) -> Case:
-    """The case of a combination such as "freeu+cutoff 0.75". Raises SettingsError."""
-    return Case(name or text, overrides.apply(Settings(), overrides.read_combination(text)), **more)
 
 
 def _tf32(where: str, value: str) -> Settings:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from sdxl_optim.settings import Settings, from_dict, overrides
 
 
 @dataclass(frozen=True)
@@ -10,6 +12,39 @@ class Prompt:
     name: str
     text: str
     seed: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of a table: the request's settings, and what else differs from the stock row.
+
+    steps, cfg: the request's own where None.
+    change: the name of something done to the whole pipeline that is no setting ("fp32", …).
+    together: all prompts are encoded, then all pictures denoised, then all decoded.
+    switch_at: with a refiner, as an ensemble of experts. refiner_steps: with a refiner, as image-to-image.
+    """
+
+    name: str
+    settings: Settings = field(default_factory=Settings)
+    steps: int | None = None
+    cfg: float | None = None
+    change: str = ""
+    together: bool = False
+    switch_at: float | None = None
+    refiner_steps: int | None = None
+
+    @property
+    def stock(self) -> bool:
+        return self == Case(self.name)
+
+    @property
+    def refines(self) -> bool:
+        return self.switch_at is not None or self.refiner_steps is not None
+
+
+def combination(text: str, name: str = "", **more) -> Case:
+    """The case of a combination such as "freeu+cutoff 0.75". Raises SettingsError."""
+    return Case(name or text, overrides.apply(Settings(), overrides.read_combination(text)), **more)
 
 
 # Felix Sanz, Ultimate guide to optimizing Stable Diffusion XL: "Prompts and seeds".
@@ -43,15 +78,18 @@ DEMO_MODEL_PROMPTS = (
     Prompt("Hearts", "two large striped red hearts side by side on a white background", 1),
 )
 
-TECHNIQUES = {
-    "FreeU": {"freeu": {"enabled": True}},
-    "CFG cutoff": {"cfg_cutoff": {"enabled": True}},
-    "DeepCache": {"deepcache": {"enabled": True}},
-    "Tiny VAE": {"vae": {"decoder": "tiny"}},
-}
-STOCK, ALL = "Stock", "All together"
-DEMO_CASES = {
-    STOCK: {"enabled": False},
-    **TECHNIQUES,
-    ALL: {k: v for t in TECHNIQUES.values() for k, v in t.items()},
-}
+
+def demo_cases() -> list[Case]:
+    """Stock, each technique alone, and all of them together."""
+    alone = {
+        "FreeU": {"freeu": {"enabled": True}},
+        "CFG cutoff": {"cfg_cutoff": {"enabled": True}},
+        "DeepCache": {"deepcache": {"enabled": True}},
+        "Tiny VAE": {"vae": {"decoder": "tiny"}},
+    }
+    together = {name: group for settings in alone.values() for name, group in settings.items()}
+    return [
+        Case("Stock"),
+        *(Case(name, from_dict(settings)) for name, settings in alone.items()),
+        Case("All together", from_dict(together)),
+    ]

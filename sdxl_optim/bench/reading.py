@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from sdxl_optim.bench.article import Case, article_cases, combination
-from sdxl_optim.bench.cases import ARTICLE_PROMPTS, Prompt
+from sdxl_optim.bench.article import article_cases
+from sdxl_optim.bench.cases import ARTICLE_PROMPTS, Case, Prompt, combination
 from sdxl_optim.errors import SettingsError
 
 

@@ -12,8 +12,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from sdxl_optim.bench.article import Case
-from sdxl_optim.bench.cases import Prompt
+from sdxl_optim.bench.cases import Case, Prompt
 from sdxl_optim.bench.quality import compared
 from sdxl_optim.bench.report import write_report
 from sdxl_optim.bench.results import Results, Row

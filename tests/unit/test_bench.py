@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdxl_optim.bench.article import Case, article_cases, combination
-from sdxl_optim.bench.cases import ARTICLE_PROMPTS, Prompt
+from sdxl_optim.bench.article import article_cases
+from sdxl_optim.bench.cases import ARTICLE_PROMPTS, Case, Prompt, combination
 from sdxl_optim.bench.cli import read_prompts
 from sdxl_optim.bench.compare import comparison, comparison_text
 from sdxl_optim.bench.reading import article_rows, as_text, cases_of, prompts_of

@@ -18,8 +18,8 @@ import torch
 from sdxl_optim import cli
 from sdxl_optim.backends.order import Laid, Order
 from sdxl_optim.bench import cli as bench_cli
-from sdxl_optim.bench.article import Case, article_cases
-from sdxl_optim.bench.cases import Prompt
+from sdxl_optim.bench.article import article_cases
+from sdxl_optim.bench.cases import Case, Prompt
 from sdxl_optim.bench.results import Results
 from sdxl_optim.bench.runner import Runner
 from sdxl_optim.hosts.standalone import backend, demo, memory, tiny

@@ -10,8 +10,8 @@ from importlib.metadata import version
 import torch
 from PIL import Image
 
-from sdxl_optim.bench.article import REFINER_STRENGTH, Case
-from sdxl_optim.bench.cases import Prompt
+from sdxl_optim.bench.article import REFINER_STRENGTH
+from sdxl_optim.bench.cases import Case, Prompt
 from sdxl_optim.bench.measure import PeakMemory
 from sdxl_optim.bench.results import Row
 from sdxl_optim.hosts.standalone import backend, memory
@@ -93,6 +93,8 @@ class DiffusersHost:
 
     def _request(self, case: Case, prompt: Prompt) -> Request:
         changes = {"prompt": prompt.text, "seed": prompt.seed, "steps": case.steps or self.template.steps}
+        if case.cfg is not None:
+            changes["cfg"] = case.cfg
         if case.switch_at is not None:
             changes["switch_at"] = case.switch_at
         if case.refiner_steps is not None:

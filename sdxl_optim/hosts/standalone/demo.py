@@ -14,7 +14,7 @@ from diffusers import StableDiffusionXLImg2ImgPipeline
 from PIL import Image
 from tqdm import tqdm
 
-from sdxl_optim.bench.cases import ARTICLE_PROMPTS, DEMO_CASES, DEMO_MODEL_PROMPTS, STOCK, Prompt
+from sdxl_optim.bench.cases import ARTICLE_PROMPTS, DEMO_MODEL_PROMPTS, Prompt, demo_cases
 from sdxl_optim.bench.html import Lines, Picture, Pictures, Table, page
 from sdxl_optim.bench.measure import PeakMemory
 from sdxl_optim.bench.quality import similarity
@@ -25,6 +25,7 @@ from sdxl_optim.settings import Settings, from_dict
 from sdxl_optim.techniques.deepcache.calibration import find as find_calibration
 
 MIB = 2**20
+STOCK = "Stock"
 log = logging.getLogger("sdxl_optim")
 
 
@@ -97,7 +98,7 @@ def make_demo(models: Models, template: Request, folder: Path, about: str) -> Pa
     path.
     """
     prompts = models.prompts or ARTICLE_PROMPTS
-    cases = {name: settings_of(case) for name, case in DEMO_CASES.items()}
+    cases = {case.name: case.settings for case in demo_cases()}
     requests = {p: _request(template, p) for p in prompts}
     plans = [make_plans(models, r, s) for s in cases.values() for r in requests.values()]
     calls = sum(len(plan.loop.calls) for passes in plans for plan in passes.values())
@@ -121,10 +122,6 @@ def make_demo(models: Models, template: Request, folder: Path, about: str) -> Pa
     path = folder / "report.html"
     path.write_text(page("SDXL Optim: demo", _intro(template, about, len(prompts)), _sections(made)), "utf-8")
     return path
-
-
-def settings_of(case: dict) -> Settings:
-    return from_dict(case) if case.get("enabled", True) else Settings()
 
 
 def _request(template: Request, prompt: Prompt, steps: int | None = None) -> Request:

@@ -13,8 +13,7 @@ from modules import errors, scripts, shared
 from modules.call_queue import queue_lock
 from modules.processing import StableDiffusionProcessingTxt2Img, process_images
 from sdxl_optim import settings as declared
-from sdxl_optim.bench.article import Case
-from sdxl_optim.bench.cases import Prompt
+from sdxl_optim.bench.cases import Case, Prompt
 from sdxl_optim.bench.results import Results, Row
 from sdxl_optim.bench.runner import Progress, Runner, Stopped
 from sdxl_optim.hosts.webui.adapter import backend, memory, sampling
@@ -97,7 +96,7 @@ class WebUIHost:
             seed=prompt.seed,
             sampler_name=t.sampler,
             steps=case.steps or t.steps,
-            cfg_scale=t.cfg,
+            cfg_scale=t.cfg if case.cfg is None else case.cfg,
             width=t.width,
             height=t.height,
             refiner_checkpoint=t.refiner if case.refines else None,
