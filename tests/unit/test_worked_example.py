@@ -33,7 +33,7 @@ def apply(folder: Path, kind: str, name: str, where: str, anchor: str, code: str
 
 def test_what_the_page_says_works(tmp_path):
     ignored = shutil.ignore_patterns("__pycache__", "weights", "*.safetensors")
-    for folder in ("sdxl_optim", "tests/unit"):
+    for folder in ("sdxl_optim", "demo_model", "tests/structure", "tests/unit"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
     for name in ("conftest.py", "host_loop.py", "ldm_unet.py"):
         shutil.copy(ROOT / "tests" / name, tmp_path / "tests" / name)
@@ -42,7 +42,7 @@ def test_what_the_page_says_works(tmp_path):
     for block in blocks:
         apply(tmp_path, *block)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    tests = ["tests/unit/test_hush.py", "tests/unit/test_imports.py", "tests/unit/test_overrides.py"]
+    tests = ["tests/unit/test_hush.py", "tests/structure/test_imports.py", "tests/unit/test_overrides.py"]
     done = subprocess.run([*command, *tests], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert "passed" in done.stdout
