@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import ldm_unet
 from host_loop import plan_for
 
-from sdxl_optim.backends.body import bare_half
-from sdxl_optim.backends.order import OneProduct, of_the_text, side_by_side
+from sdxl_optim.backends.call.body import without_autocast
+from sdxl_optim.backends.rewrites.weight_layout import FusedLinear, packed_weight, text_kv_of
 from sdxl_optim.run import Run
 from sdxl_optim.sampling.loop import Loop, Rows
 from sdxl_optim.unet.patching import forwards_replaced
@@ -109,7 +109,7 @@ def same_call(model: Model):
     """Eager calls of what a backend prepares, while the weights lie as it wants them."""
     before, model.casting = model.casting, contextlib.nullcontext
     try:
-        with bare_half(model.unet), forwards_replaced(_text_as_one_product(model.unet)):
+        with without_autocast(model.unet), forwards_replaced(_text_as_one_product(model.unet)):
             yield
     finally:
         model.casting = before
@@ -118,9 +118,9 @@ def same_call(model: Model):
 def _text_as_one_product(unet):
     """A prepared call makes these ahead."""
     for module in unet.modules():
-        layers = of_the_text(module)
-        if layers and (weight := side_by_side(layers)) is not None:
-            yield from OneProduct(layers, weight).makes()
+        layers = text_kv_of(module)
+        if layers and (weight := packed_weight(layers)) is not None:
+            yield from FusedLinear(layers, weight).forwards()
 
 
 def wait() -> None:

@@ -10,8 +10,8 @@ from contextlib import ExitStack
 
 from torch import nn
 
+from sdxl_optim.backends.api import Kind
 from sdxl_optim.backends.execution import Execution
-from sdxl_optim.backends.interface import Kind
 from sdxl_optim.errors import Unsupported
 from sdxl_optim.planning.plan import Note, Plan
 from sdxl_optim.report import PassReport

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from sdxl_optim.backends.static import Buffers, StaticCall
+from sdxl_optim.backends.call.static_call import Buffers, StaticCall
 
 
 class Recorder(TorchDispatchMode):
@@ -70,7 +70,7 @@ class Tape:
     name = "cudagraph"
     captures = True
     bakes_weights = False
-    order = None
+    weight_layout = None
 
     def __init__(self):
         self.prepared = self.replays = self.released = 0

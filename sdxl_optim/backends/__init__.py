@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from sdxl_optim.backends.api import Backend
 from sdxl_optim.backends.cudagraph import CudaGraph
 from sdxl_optim.backends.eager import Eager
 from sdxl_optim.backends.environment import Environment
 from sdxl_optim.backends.inductor import Inductor
-from sdxl_optim.backends.interface import Backend
-from sdxl_optim.backends.onediff import OneDiff
-from sdxl_optim.backends.stable_fast import StableFast
-from sdxl_optim.backends.tensorrt import TensorRT
+from sdxl_optim.backends.vendors.onediff import OneDiff
+from sdxl_optim.backends.vendors.stable_fast import StableFast
+from sdxl_optim.backends.vendors.tensorrt import TensorRT
 
 # By the settings' names. Each takes the folder for what it compiled.
 BACKENDS: dict[str, Callable[[Path | None], Backend]] = {

@@ -1,8 +1,9 @@
-"""CUDA graphs (https://pytorch.org/docs/stable/notes/cuda.html#cuda-graphs): a call's kernels are recorded once and
-launched together ever after.
+"""CUDA graphs (https://pytorch.org/docs/stable/notes/cuda.html#cuda-graphs): the kernels of a call are captured once
+and replayed together from then on.
 
-No compiler and no Triton are needed; what a fast card saves is the time in which Python launches some thousand kernels
-one by one. The kernels are the same, so the results are, bit for bit.
+Neither a compiler nor Triton is needed. A replay saves the time in which Python launches some thousand kernels one by
+one. The results are those of the stock call within rounding: in half precision some layers are captured as other
+operations (rewrites/layers.py), and the text's keys and values are computed on a side stream.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from functools import lru_cache, partial
 
 import torch
 
-from sdxl_optim.backends import nodes
-from sdxl_optim.backends.ahead import Ahead
+from sdxl_optim.backends.api import Tensors
+from sdxl_optim.backends.call.capture_guard import CaptureGuard
+from sdxl_optim.backends.call.static_call import Buffers, StaticCall
 from sdxl_optim.backends.environment import Environment
-from sdxl_optim.backends.interface import Tensors
-from sdxl_optim.backends.lean import LARGE
-from sdxl_optim.backends.order import Order
-from sdxl_optim.backends.static import Buffers, StaticCall
-from sdxl_optim.backends.watch import Watch
+from sdxl_optim.backends.rewrites import memset_nodes
+from sdxl_optim.backends.rewrites.layers import LARGE
+from sdxl_optim.backends.rewrites.side_stream import SideStream
+from sdxl_optim.backends.rewrites.weight_layout import WeightLayout
 
 
 class CudaGraph:
@@ -33,7 +34,7 @@ class CudaGraph:
     name = "cudagraph"
     captures = True
     bakes_weights = False
-    order = Order(channels_last_from=LARGE)
+    weight_layout = WeightLayout(channels_last_from=LARGE)
 
     def __init__(self):
         self._buffers = Buffers()
@@ -47,18 +48,18 @@ class CudaGraph:
             return f"needs torch 2.1 or later; here is {'.'.join(map(str, environment.torch))}"
         return None
 
-    def ahead(self) -> Ahead:
+    def side_stream(self) -> SideStream:
         """For what a recorded call can run beside itself."""
-        return Ahead(_stream_for("what runs beside a call"))
+        return SideStream(_stream_for("what runs beside a call"))
 
     def prepare(self, body, inputs: Tensors, progress) -> StaticCall:
-        ahead = self.ahead()
+        side_stream = self.side_stream()
 
         def look(buffers):
-            body(buffers, partial(ahead.looking, body.unet))
-            ahead.warm_up(buffers)
+            body(buffers, partial(side_stream.discover, body.unet))
+            side_stream.warm_up(buffers)
 
-        return self.record(lambda buffers: body(buffers, ahead.running), inputs, look)
+        return self.record(lambda buffers: body(buffers, side_stream.prefetch), inputs, look)
 
     def record(self, call: Callable, inputs: Tensors, first: Callable | None = None) -> StaticCall:
         """`call` as a graph. first: is called before in its place, for what a capture can't contain."""
@@ -66,26 +67,26 @@ class CudaGraph:
         if not self._replays:  # a pool dies with the last graph in it, and torch refuses to wake it
             self._pool = torch.cuda.graph_pool_handle()
         buffers = self._buffers.of(inputs)
-        watch = Watch()
+        guard = CaptureGuard()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream), watch:
+        with torch.cuda.stream(stream), guard:
             (first or call)(buffers)  # lazy initialisations happen here
         torch.cuda.synchronize()
         before = torch.cuda.memory_reserved()
-        graph, can_be_changed = nodes.new_graph()
+        graph, can_be_changed = memset_nodes.new_graph()
         with torch.cuda.stream(stream), _no_garbage_collection():
             try:
-                outputs = _capture(graph, self._pool, lambda: call(buffers), watch.hand_out())
+                outputs = _capture(graph, self._pool, lambda: call(buffers), guard.replay_constants())
             except BaseException:
                 self._pool = torch.cuda.graph_pool_handle()  # the failed capture's is left to die,
                 _stream_of.cache_clear()  # and what was at work in it is trusted no more
                 raise
         if can_be_changed:
             with contextlib.suppress(OSError):  # it is slower then
-                nodes.memsets_as_kernels(graph.raw_cuda_graph())
+                memset_nodes.memsets_as_kernels(graph.raw_cuda_graph())
             graph.instantiate()
-        # The graph's own kernels read what the watch found for as long as it lives.
-        replay = _Replay(graph, watch.constants)
+        # The graph's own kernels read what the guard found for as long as it lives.
+        replay = _Replay(graph, guard.constants)
         self._replays.add(replay)
         return StaticCall(buffers, outputs, replay, max(0, torch.cuda.memory_reserved() - before))
 
@@ -115,7 +116,7 @@ class _Replay:
         self.graph.replay()
 
 
-def _capture(graph: torch.cuda.CUDAGraph, pool, run, watch: Watch) -> list[torch.Tensor]:
+def _capture(graph: torch.cuda.CUDAGraph, pool, run, guard: CaptureGuard) -> list[torch.Tensor]:
     """Record what `run` launches on the current stream, and return its result. A capture that fails is ended."""
     try:
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
@@ -123,7 +124,7 @@ def _capture(graph: torch.cuda.CUDAGraph, pool, run, watch: Watch) -> list[torch
         _repair(pool)
         raise
     try:
-        with watch:
+        with guard:
             outputs = run()
     except BaseException:
         _end_failed_capture(graph, pool)

@@ -9,7 +9,7 @@ class Eager:
     name = "eager"
     captures = False
     bakes_weights = False
-    order = None
+    weight_layout = None
 
     def probe(self, environment: Environment) -> str | None:
         return None

@@ -13,10 +13,10 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from sdxl_optim.backends.body import Arguments, UNetBody, can_run_bare, split
-from sdxl_optim.backends.foreign import foreign_python, global_python, replaced_forward
-from sdxl_optim.backends.interface import Backend, Kind, Prepared, Progress
-from sdxl_optim.backends.order import Laid
+from sdxl_optim.backends.api import Backend, Kind, Prepared, Progress
+from sdxl_optim.backends.call.body import Arguments, UNetBody, can_run_without_autocast, split
+from sdxl_optim.backends.call.foreign_hooks import global_hook, replaced_forward, why_not_capturable
+from sdxl_optim.backends.rewrites.weight_layout import AppliedLayout
 from sdxl_optim.errors import Unsupported
 from sdxl_optim.planning.plan import Note
 from sdxl_optim.report import PassReport
@@ -40,7 +40,8 @@ class Caller(Protocol):
 
 @dataclass
 class Entry:
-    """A prepared call. structure: of the UNet's answer; seconds: of one call without it and with it."""
+    """A prepared call. structure: of the UNet's answer. Seconds are those of one stock call, of one prepared
+    call, and of preparing it."""
 
     prepared: Prepared
     structure: object
@@ -61,17 +62,24 @@ class Execution:
         self,
         backend: Backend,
         surroundings: Surroundings = lambda unet: None,
-        harmless: Callable[[nn.Module], bool] = lambda module: False,
+        is_idle_patch: Callable[[nn.Module], bool] = lambda module: False,
         progress: Progress = lambda text: None,
         most: int = MOST,
     ):
         self.backend = backend
-        self._surroundings, self._harmless, self._progress, self._most = surroundings, harmless, progress, most
+        self._surroundings, self._is_idle_patch, self._progress, self._most = (
+            surroundings,
+            is_idle_patch,
+            progress,
+            most,
+        )
         self._entries: OrderedDict[Hashable, Entry] = OrderedDict()
         self._failed: dict[Hashable, str] = {}
         self._weights: weakref.WeakKeyDictionary[nn.Module, Weights] = weakref.WeakKeyDictionary()
-        self._laid: weakref.WeakKeyDictionary[nn.Module, Laid] = weakref.WeakKeyDictionary()
-        self._laid_out: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # UNets whose weights lie as the backend wants
+        self._layouts: weakref.WeakKeyDictionary[nn.Module, AppliedLayout] = weakref.WeakKeyDictionary()
+        self._with_layout: weakref.WeakSet[nn.Module] = (
+            weakref.WeakSet()
+        )  # UNets whose weights lie as the backend wants
 
     @contextmanager
     def attached(self, unet: nn.Module, caller: Caller) -> Iterator[None]:
@@ -96,7 +104,7 @@ class Execution:
     def _foreign_python(self, unet: nn.Module) -> str | None:
         reason = replaced_forward(unet)
         if reason is None and self.backend.captures:
-            reason = global_python() or foreign_python(unet, self._harmless)
+            reason = global_hook() or why_not_capturable(unet, self._is_idle_patch)
         return reason
 
     @property
@@ -110,9 +118,9 @@ class Execution:
         """Free everything that was prepared, and leave the weights as they were."""
         self._entries.clear()
         self.backend.release()
-        self._laid_out.clear()
-        for unet, laid in self._laid.items():
-            laid.undo()
+        self._with_layout.clear()
+        for unet, applied in self._layouts.items():
+            applied.undo()
             if unet in self._weights:  # they did not move for anybody else, and what failed is not tried again
                 self._weights[unet] = self._weights[unet].again()
 
@@ -131,7 +139,7 @@ class Execution:
             key = self._key(unet, caller.kind, arguments)
             if key in self._failed:
                 raise Unsupported("backend", self._failed[key])
-            bare = can_run_bare(self._weights[unet].dtypes, arguments.tensors)
+            bare = can_run_without_autocast(self._weights[unet].dtypes, arguments.tensors)
             body = UNetBody(unet, original, arguments, caller.kind, store, bare)
             inputs = [*arguments.tensors, store.reused] if caller.kind.cached else arguments.tensors
             entry = self._entries.get(key)
@@ -169,14 +177,14 @@ class Execution:
         for key in [key for key, entry in self._entries.items() if entry.unet() in (None, unet)]:
             del self._entries[key]
         self._failed = {key: reason for key, reason in self._failed.items() if key[0] != id(unet)}
-        self._laid_out.discard(unet)
+        self._with_layout.discard(unet)
 
-    def _lay_out(self, unet: nn.Module) -> None:
+    def _apply_weight_layout(self, unet: nn.Module) -> None:
         """Once, before the first call of `unet` is prepared: what was captured reads weights where they lie."""
-        if self.backend.order is None or unet in self._laid_out:
+        if self.backend.weight_layout is None or unet in self._with_layout:
             return
-        self._laid_out.add(unet)
-        self.backend.order.apply(unet, self._laid.setdefault(unet, Laid()))
+        self._with_layout.add(unet)
+        self.backend.weight_layout.apply(unet, self._layouts.setdefault(unet, AppliedLayout()))
         self._weights[unet] = self._weights[unet].again()
 
     def _prepare(self, body: UNetBody, inputs) -> tuple[Entry, list[torch.Tensor]]:
@@ -185,7 +193,7 @@ class Execution:
         if not self._entries:
             stock(inputs)  # the first call of all is slow for reasons of its own
         expected, eager_seconds = _timed(lambda: stock(inputs), inputs)
-        self._lay_out(body.unet)
+        self._apply_weight_layout(body.unet)
         started = time.perf_counter()
         try:
             prepared = self.backend.prepare(body, inputs, self._progress)

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 
-from sdxl_optim.backends.ahead import Ahead
+from sdxl_optim.backends.api import Tensors
 from sdxl_optim.backends.cudagraph import CudaGraph
 from sdxl_optim.backends.environment import Environment
-from sdxl_optim.backends.interface import Tensors
-from sdxl_optim.backends.order import Order
-from sdxl_optim.backends.regions import Region, Regions, regions_of
+from sdxl_optim.backends.rewrites.compiled_blocks import CompilableBlock, CompiledBlocks, Compiler, compilable_blocks
+from sdxl_optim.backends.rewrites.side_stream import SideStream
+from sdxl_optim.backends.rewrites.weight_layout import WeightLayout
 from sdxl_optim.errors import Unsupported
 from sdxl_optim.wording import words
 
@@ -34,16 +34,17 @@ CACHE_VARIABLES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "t
 
 
 class Inductor:
-    """cache: a folder that keeps compiled code across restarts, where the user's environment names none."""
+    """cache: a folder that keeps compiled code across restarts, unless the user's environment names one.
+    compiler: (graph, example inputs) → callable; None is torch's inductor."""
 
     name = "inductor"
     bakes_weights = False
 
-    def __init__(self, cache: Path | None = None):
+    def __init__(self, cache: Path | None = None, compiler: Compiler | None = None):
         self.captures = torch.cuda.is_available()
-        self.order = Order(channels_last_from=0) if self.captures else None
+        self.weight_layout = WeightLayout(channels_last_from=0) if self.captures else None
         self._graphs = CudaGraph()
-        self._regions = Regions(_compile)
+        self._compiled = CompiledBlocks(compiler or _compile)
         self._shapes: set[tuple] = set()
         self._cache = cache
 
@@ -63,13 +64,13 @@ class Inductor:
     def prepare(self, body, inputs: Tensors, progress) -> object:
         self._remember_shape(inputs)
         set_cache(self._cache)
-        regions = regions_of(body.unet)
-        ahead = self._graphs.ahead() if self.captures else Ahead()
+        blocks = compilable_blocks(body.unet)
+        side_stream = self._graphs.side_stream() if self.captures else SideStream()
         if self.captures:
-            body(inputs, partial(ahead.looking, body.unet))
-        with self._regions.counted(regions, ahead) as missing:
+            body(inputs, partial(side_stream.discover, body.unet))
+        with self._compiled.counted(blocks, side_stream) as missing:
             body(inputs)
-        call = _WithRegions(self._regions, regions, ahead)
+        call = _WithCompiledBlocks(self._compiled, blocks, side_stream)
         if missing:
             numbers = iter(range(1, len(missing) + 1))
             call(body, inputs, lambda: progress(_saying(next(numbers, "?"), len(missing))))
@@ -87,17 +88,17 @@ class Inductor:
         self._graphs.release()
 
 
-class _WithRegions:
+class _WithCompiledBlocks:
     """A call whose blocks run compiled and whose Python runs as ever."""
 
     nbytes = 0
 
-    def __init__(self, compiled: Regions, regions: list[Region], ahead: Ahead):
-        self._compiled, self._regions, self._ahead = compiled, regions, ahead
+    def __init__(self, compiled: CompiledBlocks, blocks: list[CompilableBlock], side_stream: SideStream):
+        self._compiled, self._blocks, self._side_stream = compiled, blocks, side_stream
 
     def __call__(self, body, inputs: Tensors, on_compile: Callable[[], object] = lambda: None) -> list[torch.Tensor]:
-        with self._compiled.applied(self._regions, self._ahead, on_compile):
-            return body(inputs, self._ahead.running)
+        with self._compiled.applied(self._blocks, self._side_stream, on_compile):
+            return body(inputs, self._side_stream.prefetch)
 
 
 def _saying(number, of: int) -> str:

@@ -11,11 +11,10 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
-from sdxl_optim.backends import fused as fusing
-from sdxl_optim.backends import kernels
+from sdxl_optim.backends.rewrites.triton import kernels, substitute
 
 try:
-    from sdxl_optim.backends import hopper
+    from sdxl_optim.backends.rewrites.triton import hopper
 except ImportError:
     hopper = None  # this Triton has no tensor descriptors
 
@@ -51,7 +50,7 @@ def on_hopper(on_a_card, monkeypatch):
     """The card is of that kind, with so many multiprocessors."""
     if hopper is None:
         pytest.skip("this Triton has no tensor descriptors")
-    monkeypatch.setattr(fusing, "_hopper", lambda device: hopper)
+    monkeypatch.setattr(substitute, "_hopper", lambda device: hopper)
     monkeypatch.setattr(hopper, "multiprocessors", lambda device: 4)
 
 
@@ -108,8 +107,8 @@ def operations(function, *tensors) -> list[str]:
 @pytest.fixture
 def on_a_card(monkeypatch):
     """Traced blocks take the kernels, though there is no card; those for one kind of card they don't."""
-    monkeypatch.setattr(fusing, "_is_on_a_card", lambda tensor: True)
-    monkeypatch.setattr(fusing, "_hopper", lambda device: None)
+    monkeypatch.setattr(substitute, "_is_on_a_card", lambda tensor: True)
+    monkeypatch.setattr(substitute, "_hopper", lambda device: None)
 
 
 @pytest.fixture
@@ -144,7 +143,7 @@ def test_a_traced_block_takes_them(block, given, on_a_card, monkeypatch):
     expected = block(*given).float()
 
     def call(*tensors):
-        with fusing.fused(block, tensors):
+        with substitute.kernels_substituted(block, tensors):
             return block(*tensors)
 
     found = operations(call, *given)
@@ -160,7 +159,7 @@ def test_on_hopper_a_traced_block_gates_by_them_as_well(block, given, on_hopper)
     expected = block(*given).float()
 
     def call(*tensors):
-        with fusing.fused(block, tensors):
+        with substitute.kernels_substituted(block, tensors):
             return block(*tensors)
 
     found = operations(call, *given)
@@ -173,7 +172,7 @@ def test_on_hopper_a_traced_block_gates_by_them_as_well(block, given, on_hopper)
 def test_attention_is_taken_by_size(on_hopper):
     def taken(n: int, heads_of: int = 2, **more) -> bool:
         def function(q, k, v):
-            with fusing.fused(torch.nn.Identity(), (q, k, v)):
+            with substitute.kernels_substituted(torch.nn.Identity(), (q, k, v)):
                 return F.scaled_dot_product_attention(q, k, v, **more)
 
         given = (heads(1, n, heads_of, 16) for _ in range(3))
@@ -193,7 +192,7 @@ def test_what_they_do_not_take_is_left_alone(on_a_card):
 
     def call(**more):
         def function(q, k, v):
-            with fusing.fused(torch.nn.Identity(), (q, k, v)):
+            with substitute.kernels_substituted(torch.nn.Identity(), (q, k, v)):
                 return F.scaled_dot_product_attention(q, k, v, **more)
 
         return function
@@ -214,7 +213,7 @@ def test_what_they_do_not_take_is_left_alone(on_a_card):
 @torch.no_grad()
 def test_off_the_card_nothing_is_laid_over(block, given):
     def call(*tensors):
-        with fusing.fused(block, tensors):
+        with substitute.kernels_substituted(block, tensors):
             return block(*tensors)
 
     assert not any("sdxl_optim" in name for name in operations(call, *given))

@@ -14,12 +14,11 @@ from host_loop import PAIR, plan_for, sample, traces
 
 from sdxl_optim import backends
 from sdxl_optim.backends import inductor
-from sdxl_optim.backends.body import UNetBody, bare_half, can_run_bare
+from sdxl_optim.backends.call.body import UNetBody, can_run_without_autocast, without_autocast
+from sdxl_optim.backends.call.capture_guard import CaptureGuard
+from sdxl_optim.backends.call.foreign_hooks import global_hook, replaced_forward, why_not_capturable
 from sdxl_optim.backends.environment import Environment, read_environment, version_numbers
 from sdxl_optim.backends.execution import Execution
-from sdxl_optim.backends.foreign import foreign_python, global_python, replaced_forward
-from sdxl_optim.backends.regions import Regions
-from sdxl_optim.backends.watch import Watch
 from sdxl_optim.cli import main
 from sdxl_optim.errors import Unsupported
 from sdxl_optim.run import Run
@@ -145,7 +144,7 @@ class Waits(torch.nn.Module):
 )
 def test_what_waits_for_the_device_is_named(what):
     x = torch.zeros(4, device="meta")
-    with pytest.raises(Unsupported, match=r"waits for the device|copies from"), Watch():
+    with pytest.raises(Unsupported, match=r"waits for the device|copies from"), CaptureGuard():
         what(x)
 
 
@@ -153,13 +152,13 @@ def test_what_the_host_computes_and_brings_over_is_kept():
     def embed(x):
         return torch.exp(torch.arange(3.0)).to(x.device), torch.arange(2).to(x.device)
 
-    x, watch = torch.zeros(4, device="meta"), Watch()
-    with watch:
+    x, guard = torch.zeros(4, device="meta"), CaptureGuard()
+    with guard:
         first = embed(x)
-    with watch.hand_out():
+    with guard.replay_constants():
         second = embed(x)
     assert [id(t) for t in first] == [id(t) for t in second]
-    with watch.hand_out():
+    with guard.replay_constants():
         embed(x)
         with pytest.raises(Unsupported, match="not do the same"):
             embed(x)
@@ -167,11 +166,11 @@ def test_what_the_host_computes_and_brings_over_is_kept():
 
 def test_half_precision_runs_bare_where_all_of_it_is():
     half, full = torch.zeros(1, dtype=torch.float16), torch.zeros(1)
-    assert can_run_bare(frozenset([torch.float16]), [half, torch.zeros(1, dtype=torch.int64)])
-    assert not can_run_bare(frozenset([torch.float16]), [half, full])
-    assert not can_run_bare(frozenset([torch.float16, torch.float32]), [half])
-    assert not can_run_bare(frozenset([torch.float32]), [full])
-    assert not can_run_bare(frozenset([torch.float8_e4m3fn]), [])
+    assert can_run_without_autocast(frozenset([torch.float16]), [half, torch.zeros(1, dtype=torch.int64)])
+    assert not can_run_without_autocast(frozenset([torch.float16]), [half, full])
+    assert not can_run_without_autocast(frozenset([torch.float16, torch.float32]), [half])
+    assert not can_run_without_autocast(frozenset([torch.float32]), [full])
+    assert not can_run_without_autocast(frozenset([torch.float8_e4m3fn]), [])
 
 
 def test_norms_that_upcast_are_replaced_for_the_while():
@@ -181,7 +180,7 @@ def test_norms_that_upcast_are_replaced_for_the_while():
 
     unet = torch.nn.Sequential(GroupNorm32(2, 4), torch.nn.GroupNorm(2, 4)).to(torch.bfloat16)
     x = torch.randn(1, 4, 3, 3).to(torch.bfloat16)
-    with bare_half(unet):
+    with without_autocast(unet):
         out = unet(x)
     assert torch.equal(out, unet[1](torch.nn.functional.group_norm(x, 2, unet[0].weight, unet[0].bias)))
     assert "forward" not in vars(unet[0])
@@ -194,7 +193,7 @@ def test_a_unet_that_says_fp32_runs_bare_in_the_type_of_its_weights():
     inputs = [t.to(torch.bfloat16) for t in ldm_unet.random_inputs(unet.config).args[:3]]
     with torch.autocast("cpu", torch.bfloat16):
         expected = unet(*inputs)
-    with bare_half(unet):
+    with without_autocast(unet):
         found = unet(*inputs)
     assert found.dtype == expected.dtype
     assert (found - expected).float().norm() < 0.03 * expected.float().norm()
@@ -203,29 +202,29 @@ def test_a_unet_that_says_fp32_runs_bare_in_the_type_of_its_weights():
 
 def test_whose_python_is_in_a_unet():
     unet = ldm_unet.tiny_unet("sdxl")
-    assert foreign_python(unet) is None
+    assert why_not_capturable(unet) is None
     unet.register_forward_pre_hook(lambda module, args: None)  # outside of what is captured
-    assert foreign_python(unet) is None
+    assert why_not_capturable(unet) is None
     layer = unet.middle_block[0]
     for module in (unet, layer):
         module.forward = module.forward  # as ControlNet leaves it
-    assert foreign_python(unet) is None
+    assert why_not_capturable(unet) is None
     assert replaced_forward(unet) is None
     unet.forward = lambda *args: None
     assert "the UNet's forward was replaced by" in replaced_forward(unet)
     layer.forward = lambda *args: None
-    assert "middle_block.0 is replaced by" in foreign_python(unet)
-    assert foreign_python(unet, harmless=lambda module: module is layer) is None
+    assert "middle_block.0 is replaced by" in why_not_capturable(unet)
+    assert why_not_capturable(unet, is_idle_patch=lambda module: module is layer) is None
 
 
 def test_hooks_on_every_module_are_named():
     from torch.nn.modules.module import register_module_forward_pre_hook
 
-    assert global_python() is None
+    assert global_hook() is None
     handle = register_module_forward_pre_hook(lambda module, args: None)
-    assert "every module is hooked by" in global_python()
+    assert "every module is hooked by" in global_hook()
     handle.remove()
-    assert global_python() is None
+    assert global_hook() is None
 
 
 # --- compiled blocks
@@ -236,9 +235,8 @@ class GraphsOnly:
 
     def __init__(self):
         self.compiled = []
-        self.backend = inductor.Inductor()
+        self.backend = inductor.Inductor(compiler=self.compile)
         self.backend.captures = False
-        self.backend._regions = Regions(self.compile)
 
     def compile(self, graph, examples):
         self.compiled.append(graph)
@@ -379,8 +377,8 @@ def test_onediff_compiles_by_its_registry():
 def test_a_body_by_another_forward():
     unet = ldm_unet.tiny_unet("sdxl")
     inputs = host_loop.call_inputs(unet, 2, 0)
-    from sdxl_optim.backends.body import Arguments
-    from sdxl_optim.backends.interface import Kind
+    from sdxl_optim.backends.api import Kind
+    from sdxl_optim.backends.call.body import Arguments
 
     arguments = Arguments(inputs.args, {})
     body = UNetBody(unet, unet.forward, arguments, Kind(), None)

@@ -16,7 +16,7 @@ pytest.importorskip("DeepCache")
 import torch
 
 from sdxl_optim import cli
-from sdxl_optim.backends.order import Laid, Order
+from sdxl_optim.backends.rewrites.weight_layout import AppliedLayout, WeightLayout
 from sdxl_optim.bench import cli as bench_cli
 from sdxl_optim.bench.article import article_cases
 from sdxl_optim.bench.cases import Case, Prompt
@@ -85,9 +85,9 @@ def test_a_change_is_undone(host, name):
 
 def test_channels_last_holds_after_a_backend_that_lays_weights_otherwise(host, monkeypatch):
     """As inductor does on CUDA: its own layout is undone with it, which must not come after the change's."""
-    laid = Laid()
-    Order(0).apply(host.models.base.unet, laid)
-    monkeypatch.setitem(backend._executions, "inductor", SimpleNamespace(release=laid.undo))
+    applied = AppliedLayout()
+    WeightLayout(0).apply(host.models.base.unet, applied)
+    monkeypatch.setitem(backend._executions, "inductor", SimpleNamespace(release=applied.undo))
     seen, conv = [], host.models.base.unet.mid_block.resnets[0].conv1
     hook = conv.register_forward_pre_hook(
         lambda module, args: seen.append(module.weight.is_contiguous(memory_format=torch.channels_last))

@@ -11,7 +11,7 @@ import torch
 from ldm_unet import random_inputs, tiny_unet
 from torch import nn
 
-from sdxl_optim.backends.foreign import foreign_python
+from sdxl_optim.backends.call.foreign_hooks import why_not_capturable
 from sdxl_optim.hosts.standalone.generate import Models, Request, generate
 from sdxl_optim.hosts.standalone.tiny import tiny_base
 from sdxl_optim.settings import Settings, from_dict
@@ -356,14 +356,14 @@ def test_spread():
 
 def test_backends_that_capture_see_that_weights_move():
     parts = make_parts()
-    assert foreign_python(parts["unet"]) is None
+    assert why_not_capturable(parts["unet"]) is None
     mover = opened(parts, "staged")
-    assert "sdxl_optim.techniques.memory" in foreign_python(parts["unet"])
+    assert "sdxl_optim.techniques.memory" in why_not_capturable(parts["unet"])
     mover.close()
     weights = fp8.Fp8Weights(parts["unet"])
-    assert "sdxl_optim.techniques.memory" in foreign_python(parts["unet"])
+    assert "sdxl_optim.techniques.memory" in why_not_capturable(parts["unet"])
     weights.close()
-    assert foreign_python(parts["unet"]) is None
+    assert why_not_capturable(parts["unet"]) is None
 
 
 # --- fp8

@@ -32,27 +32,27 @@ def test_no_stream_is_made_anew_after_a_release(made):
     """Each would keep a workspace of its own for ever."""
     for graphs in (CudaGraph(), CudaGraph()):
         for _ in range(3):
-            graphs.ahead()
+            graphs.side_stream()
             graphs.release()
     assert made == [0]
 
 
 def test_each_device_has_its_own(made, monkeypatch):
-    CudaGraph().ahead()
+    CudaGraph().side_stream()
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    CudaGraph().ahead()
+    CudaGraph().side_stream()
     assert made == [0, 1]
 
 
 def test_a_failed_captures_streams_are_not_used_again(made, monkeypatch):
     graphs = CudaGraph()
-    first = graphs.ahead()._stream
+    first = graphs.side_stream()._stream
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 0)
-    monkeypatch.setattr(cudagraph.nodes, "new_graph", lambda: (None, False))
+    monkeypatch.setattr(cudagraph.memset_nodes, "new_graph", lambda: (None, False))
 
     def fails(*_):
         raise RuntimeError("invalid capture")
@@ -60,4 +60,4 @@ def test_a_failed_captures_streams_are_not_used_again(made, monkeypatch):
     monkeypatch.setattr(cudagraph, "_capture", fails)
     with pytest.raises(RuntimeError, match="invalid capture"):
         graphs.record(lambda tensors: list(tensors), [torch.zeros(1)])
-    assert graphs.ahead()._stream is not first
+    assert graphs.side_stream()._stream is not first

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 from diffusers import DiffusionPipeline
 
-from sdxl_optim.backends.interface import Kind
+from sdxl_optim.backends.api import Kind
 from sdxl_optim.bench.measure import Stopwatch
 from sdxl_optim.hosts.standalone.backend import execution_of
 from sdxl_optim.hosts.standalone.deepcache import ScheduledDeepCache

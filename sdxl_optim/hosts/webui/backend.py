@@ -66,7 +66,7 @@ def execution_of(name: str) -> Execution | None:
         return None
     if name not in _executions:
         backend = backends.create(name, Path(paths.data_path) / "cache" / "sdxl_optim")
-        _executions[name] = Execution(backend, surroundings, harmless, tell_progress)
+        _executions[name] = Execution(backend, surroundings, is_idle_patch, tell_progress)
     return _executions[name]
 
 
@@ -141,7 +141,7 @@ def _apply_loras(unet: nn.Module) -> Hashable:
     return wanted
 
 
-def harmless(module: nn.Module) -> bool:
+def is_idle_patch(module: nn.Module) -> bool:
     """Built-in Hypertile leaves its hooks when it is off."""
     tiles = getattr(module, "__webui_hypertile_params", None)
     if tiles is None:

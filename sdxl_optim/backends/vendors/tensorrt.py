@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
+from sdxl_optim.backends.api import Tensors
+from sdxl_optim.backends.call.traced import traced
 from sdxl_optim.backends.environment import Environment
-from sdxl_optim.backends.interface import Tensors
-from sdxl_optim.backends.whole import traced
 
 
 class TensorRT:
@@ -22,7 +22,7 @@ class TensorRT:
     name = "tensorrt"
     captures = True
     bakes_weights = True
-    order = None
+    weight_layout = None
 
     def __init__(self, cache: Path | None = None):
         self._cache = cache

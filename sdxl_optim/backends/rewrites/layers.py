@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sdxl_optim.backends.order import OneProduct, side_by_side, together
+from sdxl_optim.backends.rewrites.weight_layout import FusedLinear, packed_weight, qkv_of
 
 LARGE = 1024  # channels of a convolution whose weights are more to read than its pictures
 
 
-def lean_forwards(unet: nn.Module) -> Iterator[tuple[nn.Module, object]]:
+def capture_friendly_layers(unet: nn.Module) -> Iterator[tuple[nn.Module, object]]:
     """(layer, make(its forward) → its other forward) for the layers inside `unet` that have one."""
     for module in unet.modules():
         if isinstance(module, nn.GroupNorm) and module.weight is not None:
@@ -27,8 +27,8 @@ def lean_forwards(unet: nn.Module) -> Iterator[tuple[nn.Module, object]]:
             yield module, _geglu_of(module)
         elif isinstance(module, nn.Conv2d) and min(module.weight.shape[:2]) >= LARGE:
             yield module, _same_order
-        elif (layers := together(module)) and (weight := side_by_side(layers)) is not None:
-            yield from OneProduct(layers, weight).makes()
+        elif (layers := qkv_of(module)) and (weight := packed_weight(layers)) is not None:
+            yield from FusedLinear(layers, weight).forwards()
 
 
 def is_geglu(module: nn.Module) -> bool:

@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from sdxl_optim.backends.body import HALF
-from sdxl_optim.backends.kernels import empty_for, has_heads
-from sdxl_optim.backends.lean import multiprocessors
+from sdxl_optim.backends.call.body import HALF
+from sdxl_optim.backends.rewrites.layers import multiprocessors
+from sdxl_optim.backends.rewrites.triton.kernels import empty_for, has_heads
 
 LOG2_E = 1.4426950408889634
 TOKENS, HIDDEN, CHANNELS = 128, 64, 64  # of a tile of geglu's product, and of each step towards it

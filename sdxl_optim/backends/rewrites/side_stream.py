@@ -14,12 +14,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sdxl_optim.backends.interface import Tensors
-from sdxl_optim.backends.order import side_by_side
+from sdxl_optim.backends.api import Tensors
+from sdxl_optim.backends.rewrites.weight_layout import packed_weight
 from sdxl_optim.unet.patching import forwards_replaced
 
 
-class Ahead:
+class SideStream:
     """stream: where the layers run beside the call; None, as on a CPU: in order, at the call's beginning."""
 
     def __init__(self, stream: torch.cuda.Stream | None = None):
@@ -37,7 +37,7 @@ class Ahead:
         return len(self._found)
 
     @contextmanager
-    def looking(self, unet: nn.Module, inputs: Tensors) -> Iterator[None]:
+    def discover(self, unet: nn.Module, inputs: Tensors) -> Iterator[None]:
         """While entered, the layers of `unet` are found that are called once, with a sequence of `inputs` as it is."""
         seen: dict[nn.Module, int | None] = {}
 
@@ -63,7 +63,7 @@ class Ahead:
 
     def _add(self, layer: nn.Linear, place: int) -> None:
         last_place, last = self._groups[-1] if self._groups else (None, [])
-        if place == last_place and side_by_side([*last, layer]) is not None:
+        if place == last_place and packed_weight([*last, layer]) is not None:
             last.append(layer)
         else:
             self._groups.append((place, [layer]))
@@ -74,7 +74,7 @@ class Ahead:
         return sum(layer.out_features for layer in layers)
 
     @contextmanager
-    def running(self, inputs: Tensors) -> Iterator[None]:
+    def prefetch(self, inputs: Tensors) -> Iterator[None]:
         """While entered, the found layers' results for `inputs` are made, and handed out where the layers are called.
 
         To be entered inside the call, as its autocast decides what the layers do.
@@ -96,7 +96,7 @@ class Ahead:
             self._end()
 
     def result(self, layer: nn.Module) -> torch.Tensor:
-        """Of a found layer, while `running` is entered."""
+        """Of a found layer, while `prefetch` is entered."""
         self._wait_for(self._found[layer])
         return self._results[layer]
 
@@ -119,7 +119,7 @@ class Ahead:
                 self._events.append(self._stream.record_event())
 
     def _make(self, place: int, layers: list[nn.Linear], inputs: Tensors) -> None:
-        weight = side_by_side(layers) if len(layers) > 1 else None
+        weight = packed_weight(layers) if len(layers) > 1 else None
         if weight is None:
             self._results |= {layer: layer(inputs[place]) for layer in layers}
         else:

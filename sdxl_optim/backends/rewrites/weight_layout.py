@@ -1,4 +1,4 @@
-"""Weights laid out as prepared calls read them fastest. Their values, shapes and types stay, and so does the host's
+"""Weights applied out as prepared calls read them fastest. Their values, shapes and types stay, and so does the host's
 model: a LoRA merges into them as ever.
 
 Convolutions have theirs channels-last, which is how a card's matrix units take them: otherwise each call brings them
@@ -19,32 +19,32 @@ QKV = ("to_q", "to_k", "to_v")  # of the ldm/sgm attention, and of diffusers'
 
 
 @dataclass(frozen=True)
-class Order:
+class WeightLayout:
     """How a backend wants a UNet's weights to lie. channels_last_from: convolutions of so many channels on both sides,
     and of more, have theirs channels-last."""
 
     channels_last_from: int
 
-    def apply(self, unet: nn.Module, laid: Laid) -> None:
+    def apply(self, unet: nn.Module, applied: AppliedLayout) -> None:
         for module in unet.modules():
             if isinstance(module, nn.Conv2d) and min(module.weight.shape[:2]) >= self.channels_last_from:
-                laid.bring_channels_last(module)
-            elif (layers := together(module) or of_the_text(module)) and side_by_side(layers) is None:
-                laid.bring_together(layers)
+                applied.make_channels_last(module)
+            elif (layers := qkv_of(module) or text_kv_of(module)) and packed_weight(layers) is None:
+                applied.pack(layers)
 
 
-class Laid:
-    """What was laid out in a UNet, again and again where its weights were moved in between."""
+class AppliedLayout:
+    """What was applied out in a UNet, again and again where its weights were moved in between."""
 
     def __init__(self):
         self._changed: weakref.WeakKeyDictionary[nn.Module, Callable] = weakref.WeakKeyDictionary()
 
-    def bring_channels_last(self, layer: nn.Conv2d) -> None:
+    def make_channels_last(self, layer: nn.Conv2d) -> None:
         if layer.weight.is_contiguous() and not layer.weight.is_contiguous(memory_format=torch.channels_last):
             layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
             self._changed[layer] = torch.Tensor.contiguous
 
-    def bring_together(self, layers: list[nn.Linear]) -> None:
+    def pack(self, layers: list[nn.Linear]) -> None:
         parts = torch.cat([layer.weight.data for layer in layers]).chunk(len(layers))
         for layer, part in zip(layers, parts, strict=True):
             layer.weight.data = part
@@ -57,17 +57,17 @@ class Laid:
             del self._changed[layer]
 
 
-def together(module: nn.Module) -> list[nn.Linear] | None:
+def qkv_of(module: nn.Module) -> list[nn.Linear] | None:
     """The layers of an attention that make its queries, keys and values of one tensor, or None."""
     layers = [getattr(module, name, None) for name in QKV]
     return layers if _are_alike(layers) else None
 
 
-def of_the_text(module: nn.Module) -> list[nn.Linear] | None:
+def text_kv_of(module: nn.Module) -> list[nn.Linear] | None:
     """The layers of a row of transformer blocks that make keys and values of the text, or None."""
     attentions = [getattr(block, "attn2", None) for block in getattr(module, "transformer_blocks", ())]
     layers = [getattr(attention, name, None) for attention in attentions for name in QKV[1:]]
-    return layers if _are_alike(layers) and not any(map(together, attentions)) else None
+    return layers if _are_alike(layers) and not any(map(qkv_of, attentions)) else None
 
 
 def _are_alike(layers: list) -> bool:
@@ -77,7 +77,7 @@ def _are_alike(layers: list) -> bool:
     return all(layer.weight.shape == first.shape and layer.weight.dtype == first.dtype for layer in layers)
 
 
-def side_by_side(layers: list[nn.Linear]) -> torch.Tensor | None:
+def packed_weight(layers: list[nn.Linear]) -> torch.Tensor | None:
     """The layers' weights as one, [sum of their outputs, inputs], where they lie so; None otherwise."""
     if not _are_alike(layers):
         return None
@@ -93,7 +93,7 @@ def side_by_side(layers: list[nn.Linear]) -> torch.Tensor | None:
     return first.detach().as_strided((len(layers) * rows, columns), (columns, 1))
 
 
-class OneProduct:
+class FusedLinear:
     """The layers' forwards while their products are made as one of `weight`, where they are given one tensor."""
 
     def __init__(self, layers: list[nn.Linear], weight: torch.Tensor):
@@ -101,7 +101,7 @@ class OneProduct:
         self._given: torch.Tensor | None = None
         self._results: list[torch.Tensor] = []
 
-    def makes(self) -> Iterator[tuple[nn.Linear, object]]:
+    def forwards(self) -> Iterator[tuple[nn.Linear, object]]:
         """(layer, make) for `forwards_replaced`."""
         for k, layer in enumerate(self._layers):
             yield layer, lambda original, k=k: lambda x: self._result(k, x, original)

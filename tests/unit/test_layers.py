@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sdxl_optim.backends.body import bare_half
-from sdxl_optim.backends.lean import geglu, lean_forwards, spread_group_norm
+from sdxl_optim.backends.call.body import without_autocast
+from sdxl_optim.backends.rewrites.layers import capture_friendly_layers, geglu, spread_group_norm
 from tests.ldm_unet import GEGLU, random_inputs, tiny_unet
 
 
@@ -35,10 +35,10 @@ def test_geglu_is_off_by_less_than_half_precisions_last_digit():
 
 def test_off_the_gpu_all_layers_compute_what_they_did():
     unet, inputs = tiny_unet(), random_inputs(tiny_unet().config)
-    kinds = {type(layer).__name__ for layer, _ in lean_forwards(unet)}
+    kinds = {type(layer).__name__ for layer, _ in capture_friendly_layers(unet)}
     assert kinds == {"GroupNorm", "GEGLU"}
     with torch.no_grad():
         expected = unet(*inputs.args)
-        with bare_half(unet):
+        with without_autocast(unet):
             assert torch.equal(unet(*inputs.args), expected)
     assert not any("forward" in vars(module) for module in unet.modules())

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from sdxl_optim.backends import nodes
+from sdxl_optim.backends.rewrites import memset_nodes
 
 KERNEL = 0
 
@@ -15,7 +15,7 @@ KERNEL = 0
 class Driver:
     """Graph nodes are the numbers 1, 2, …; each has a kind, edges, and a memset its parameters."""
 
-    def __init__(self, kinds: dict[int, int], edges: set[tuple[int, int]], memsets: dict[int, nodes._Memset]):
+    def __init__(self, kinds: dict[int, int], edges: set[tuple[int, int]], memsets: dict[int, memset_nodes._Memset]):
         self.kinds, self.edges, self.memsets = kinds, edges, memsets
         self.fills: dict[int, tuple] = {}
         self.loaded = 0
@@ -48,7 +48,7 @@ class Driver:
         self._list(sorted(b for a, b in self.edges if a == node.value), array, number)
 
     def _on_module_load_data(self, module, image):
-        assert image == nodes.FILL
+        assert image == memset_nodes.FILL
         self.loaded += 1
         module._obj.value = 77
 
@@ -74,32 +74,32 @@ class Driver:
         self.edges = {edge for edge in self.edges if node.value not in edge}
 
 
-def memset(nbytes: int, value: int = 0, size: int = 1, place: int = 4096, height: int = 1) -> nodes._Memset:
-    return nodes._Memset(place, nbytes, value, size, nbytes // size, height)
+def memset(nbytes: int, value: int = 0, size: int = 1, place: int = 4096, height: int = 1) -> memset_nodes._Memset:
+    return memset_nodes._Memset(place, nbytes, value, size, nbytes // size, height)
 
 
 @pytest.fixture
 def drive(monkeypatch):
     def use(driver: Driver) -> Driver:
-        monkeypatch.setattr(nodes, "_driver", lambda: driver)
-        nodes._fill.cache_clear()
+        monkeypatch.setattr(memset_nodes, "_driver", lambda: driver)
+        memset_nodes._fill.cache_clear()
         return driver
 
     yield use
-    nodes._fill.cache_clear()
+    memset_nodes._fill.cache_clear()
 
 
-def diamond(*sets: nodes._Memset) -> Driver:
+def diamond(*sets: memset_nodes._Memset) -> Driver:
     """1 → each memset → 2, and 1 → 2."""
-    kinds = {1: KERNEL, 2: KERNEL} | {3 + i: nodes.MEMSET for i in range(len(sets))}
+    kinds = {1: KERNEL, 2: KERNEL} | {3 + i: memset_nodes.MEMSET for i in range(len(sets))}
     edges = {(1, 2)} | {edge for i in range(len(sets)) for edge in ((1, 3 + i), (3 + i, 2))}
     return Driver(kinds, edges, {3 + i: m for i, m in enumerate(sets)})
 
 
 def test_small_memsets_become_kernels_between_the_same_nodes(drive):
     driver = drive(diamond(memset(1200), memset(8, value=0xAB), memset(4, value=0x1234, size=2)))
-    assert nodes.memsets_as_kernels(1) == 3
-    assert nodes.MEMSET not in driver.kinds.values()
+    assert memset_nodes.memsets_as_kernels(1) == 3
+    assert memset_nodes.MEMSET not in driver.kinds.values()
     assert driver.loaded == 1
     assert driver.edges == {(1, 2)} | {edge for n in driver.fills for edge in ((1, n), (n, 2))}
     assert list(driver.fills.values()) == [
@@ -110,8 +110,8 @@ def test_small_memsets_become_kernels_between_the_same_nodes(drive):
 
 
 def test_a_memset_without_neighbours(drive):
-    driver = drive(Driver({3: nodes.MEMSET}, set(), {3: memset(4)}))
-    assert nodes.memsets_as_kernels(1) == 1
+    driver = drive(Driver({3: memset_nodes.MEMSET}, set(), {3: memset(4)}))
+    assert memset_nodes.memsets_as_kernels(1) == 1
     assert driver.edges == set()
     assert len(driver.fills) == 1
 
@@ -123,7 +123,7 @@ OTHERS = {"large": memset(4 << 20), "odd": memset(7), "apart": memset(8, place=4
 def test_other_memsets_stay(drive, kept):
     driver = drive(diamond(kept))
     before = dict(driver.kinds), set(driver.edges)
-    assert nodes.memsets_as_kernels(1) == 0
+    assert memset_nodes.memsets_as_kernels(1) == 0
     assert (driver.kinds, driver.edges) == before
 
 
@@ -132,8 +132,8 @@ def test_a_driver_that_refuses_leaves_the_graph(drive, refused):
     driver = drive(diamond(memset(8)))
     driver.refused = refused
     with pytest.raises(OSError, match=f"{refused} gives error 801"):
-        nodes.memsets_as_kernels(1)
-    assert list(driver.kinds.values()).count(nodes.MEMSET) == 1
+        memset_nodes.memsets_as_kernels(1)
+    assert list(driver.kinds.values()).count(memset_nodes.MEMSET) == 1
     assert not driver.fills
 
 
@@ -141,4 +141,4 @@ def test_a_driver_that_lacks_a_function(drive, monkeypatch):
     monkeypatch.delattr(Driver, "_on_graph_node_get_type")
     drive(diamond(memset(8)))
     with pytest.raises(OSError, match="no cuGraphNodeGetType"):
-        nodes.memsets_as_kernels(1)
+        memset_nodes.memsets_as_kernels(1)

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from sdxl_optim.backends.interface import Kind, Tensors
-from sdxl_optim.backends.lean import lean_forwards
+from sdxl_optim.backends.api import Kind, Tensors
+from sdxl_optim.backends.rewrites.layers import capture_friendly_layers
 from sdxl_optim.errors import Unsupported
 from sdxl_optim.unet.patching import forwards_replaced
 
@@ -94,7 +94,7 @@ class UNetBody:
     def _casting(self):
         if self.stock:
             return nullcontext()
-        return bare_half(self.unet) if self.bare else no_cast_weights_kept()
+        return without_autocast(self.unet) if self.bare else no_cast_weights_kept()
 
 
 def split(outputs: list[torch.Tensor], structure) -> tuple[object, torch.Tensor | None]:
@@ -103,7 +103,7 @@ def split(outputs: list[torch.Tensor], structure) -> tuple[object, torch.Tensor 
     return tree_unflatten([tensor.clone() for tensor in outputs[:n]], structure), (outputs[n:] or [None])[0]
 
 
-def can_run_bare(weights: frozenset[torch.dtype], tensors: Tensors) -> bool:
+def can_run_without_autocast(weights: frozenset[torch.dtype], tensors: Tensors) -> bool:
     """Whether autocast would only cast back and forth: weights and inputs have one and the same half type."""
     dtypes = weights | {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
     return len(dtypes) == 1 and dtypes <= set(HALF)
@@ -121,7 +121,7 @@ def no_cast_weights_kept() -> Iterator[None]:
 
 
 @contextmanager
-def bare_half(unet: nn.Module) -> Iterator[None]:
+def without_autocast(unet: nn.Module) -> Iterator[None]:
     """No autocast: group norms compute in fp32 on half tensors by themselves instead of casting around them, and some
     layers run leaner.
 
@@ -129,7 +129,7 @@ def bare_half(unet: nn.Module) -> Iterator[None]:
     """
     weight = next(unet.parameters())
     uncast = torch.autocast(weight.device.type, enabled=False)
-    with forwards_replaced(lean_forwards(unet)), _says(unet, weight.dtype), uncast:
+    with forwards_replaced(capture_friendly_layers(unet)), _says(unet, weight.dtype), uncast:
         yield
 
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 
 from sdxl_optim.backends.environment import Environment
-from sdxl_optim.backends.order import Order
+from sdxl_optim.backends.rewrites.weight_layout import WeightLayout
 from sdxl_optim.settings import FreeU
 
 Tensors = Sequence[torch.Tensor]
@@ -47,13 +47,13 @@ class Prepared(Protocol):
 
 class Backend(Protocol):
     """name: as in the settings. captures: Python inside the UNet runs once, when a call is prepared, and not again.
-    bakes_weights: what is prepared holds the weights' values, not their places. order: how it wants weights to lie,
-    while it has prepared anything."""
+    bakes_weights: a prepared call holds the weights' values, not their addresses. weight_layout: of the UNet's weights
+    while anything is prepared, or None."""
 
     name: str
     captures: bool
     bakes_weights: bool
-    order: Order | None
+    weight_layout: WeightLayout | None
 
     def probe(self, environment: Environment) -> str | None:
         """Why it can't run here, or None."""

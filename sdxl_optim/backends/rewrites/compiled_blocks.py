@@ -18,11 +18,11 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from sdxl_optim.backends.ahead import Ahead
-from sdxl_optim.backends.body import Arguments
-from sdxl_optim.backends.foreign import is_untouched
-from sdxl_optim.backends.fused import fused
-from sdxl_optim.backends.order import OneProduct, side_by_side, together
+from sdxl_optim.backends.call.body import Arguments
+from sdxl_optim.backends.call.foreign_hooks import is_untouched
+from sdxl_optim.backends.rewrites.side_stream import SideStream
+from sdxl_optim.backends.rewrites.triton.substitute import kernels_substituted
+from sdxl_optim.backends.rewrites.weight_layout import FusedLinear, packed_weight, qkv_of
 from sdxl_optim.unet.patching import forwards_replaced
 
 # Of the ldm/sgm UNets, and of diffusers'. The larger ones come first: their parts are compiled by themselves only where
@@ -35,7 +35,7 @@ NAMES = (
 Compiler = Callable[[torch.fx.GraphModule, list[torch.Tensor]], Callable]
 
 
-class Regions:
+class CompiledBlocks:
     """Compiled code by kind of block, shared by all UNets. compiler: (graph, example inputs) → callable."""
 
     def __init__(self, compiler: Compiler):
@@ -46,14 +46,14 @@ class Regions:
         return len(self._compiled)
 
     @contextmanager
-    def counted(self, regions: list[Region], ahead: Ahead) -> Iterator[set[Hashable]]:
-        """While entered, the regions run eagerly, and the kinds that are still to be compiled are collected."""
+    def counted(self, blocks: list[CompilableBlock], side_stream: SideStream) -> Iterator[set[Hashable]]:
+        """While entered, the blocks run eagerly, and the kinds that are still to be compiled are collected."""
         missing: set[Hashable] = set()
 
-        def make(region: Region):
+        def make(block: CompilableBlock):
             def count(original):
                 def forward(*args, **kwargs):
-                    key = region.key(Arguments(args, kwargs), ahead)
+                    key = block.key(Arguments(args, kwargs), side_stream)
                     if key not in self._compiled:
                         missing.add(key)
                     return original(*args, **kwargs)
@@ -62,38 +62,40 @@ class Regions:
 
             return count
 
-        with forwards_replaced((region.module, make(region)) for region in regions):
+        with forwards_replaced((block.module, make(block)) for block in blocks):
             yield missing
 
     @contextmanager
-    def applied(self, regions: list[Region], ahead: Ahead, on_compile: Callable[[], object]) -> Iterator[None]:
-        """While entered, the regions run compiled, but for those of their layers that run ahead. What is not compiled
-        yet is when it is first called."""
+    def applied(
+        self, blocks: list[CompilableBlock], side_stream: SideStream, on_compile: Callable[[], object]
+    ) -> Iterator[None]:
+        """Context manager: the blocks run compiled, except for their layers on the side stream. A kind of block that is
+        not compiled yet is compiled when it is first called."""
 
-        def make(region: Region):
+        def make(block: CompilableBlock):
             def run_compiled(original):
                 def forward(*args, **kwargs):
                     arguments = Arguments(args, kwargs)
-                    key = region.key(arguments, ahead)
+                    key = block.key(arguments, side_stream)
                     if key not in self._compiled:
                         on_compile()
-                        graph, examples, structure = region.trace(original, arguments, ahead)
+                        graph, examples, structure = block.trace(original, arguments, side_stream)
                         self._compiled[key] = self._compiler(graph, examples), structure
                     compiled, structure = self._compiled[key]
-                    return tree_unflatten(compiled(*arguments.tensors, *region.given(ahead)), structure)
+                    return tree_unflatten(compiled(*arguments.tensors, *block.given(side_stream)), structure)
 
                 return forward
 
             return run_compiled
 
-        with forwards_replaced((region.module, make(region)) for region in regions):
+        with forwards_replaced((block.module, make(block)) for block in blocks):
             yield
 
     def clear(self) -> None:
         self._compiled.clear()
 
 
-def regions_of(unet: nn.Module) -> list[Region]:
+def compilable_blocks(unet: nn.Module) -> list[CompilableBlock]:
     """The blocks of `unet` that can be compiled: those in which nobody else's Python runs. None is inside another."""
     found, inside = [], set()
     out = getattr(unet, "out", None)  # of the ldm/sgm layout
@@ -101,7 +103,7 @@ def regions_of(unet: nn.Module) -> list[Region]:
     candidates += [m for names in NAMES for m in unet.modules() if type(m).__name__ in names]
     for module in candidates:
         if module not in inside and is_untouched(module) and not any(map(_is_swapped, module.modules())):
-            found.append(Region(module))
+            found.append(CompilableBlock(module))
             inside.update(module.modules())
     return found
 
@@ -111,7 +113,7 @@ def _is_swapped(module: nn.Module) -> bool:
     return "<locals>" in type(module).__qualname__
 
 
-class Region:
+class CompilableBlock:
     """One block of a UNet, which it does not keep alive."""
 
     def __init__(self, module: nn.Module):
@@ -128,26 +130,30 @@ class Region:
 
     def products(self) -> list[tuple[list[nn.Linear], torch.Tensor]]:
         """(layers that read one tensor, their weights as one) where these lie side by side."""
-        found = ((layers, side_by_side(layers)) for layers in map(together, self.module.modules()) if layers)
+        found = ((layers, packed_weight(layers)) for layers in map(qkv_of, self.module.modules()) if layers)
         return [(layers, weight) for layers, weight in found if weight is not None]
 
-    def layers_of(self, ahead: Ahead) -> dict[str, nn.Module]:
-        """Those in this block that run ahead: their results are given to it."""
-        return {name: layer for name, layer in self.module.named_modules() if layer in ahead} if len(ahead) else {}
+    def layers_of(self, side_stream: SideStream) -> dict[str, nn.Module]:
+        """The layers of this block that run on the side stream: their results are given to it."""
+        return (
+            {name: layer for name, layer in self.module.named_modules() if layer in side_stream}
+            if len(side_stream)
+            else {}
+        )
 
-    def given(self, ahead: Ahead) -> list[torch.Tensor]:
+    def given(self, side_stream: SideStream) -> list[torch.Tensor]:
         """What the compiled code takes behind the call's own tensors."""
-        made = [ahead.result(layer) for layer in self.layers_of(ahead).values()]
+        made = [side_stream.result(layer) for layer in self.layers_of(side_stream).values()]
         return [*made, *(weight for _, weight in self.products()), *self.weights()]
 
-    def key(self, arguments: Arguments, ahead: Ahead) -> Hashable:
+    def key(self, arguments: Arguments, side_stream: SideStream) -> Hashable:
         layouts = tuple((t.shape, t.stride(), t.dtype, t.device) for t in (*arguments.tensors, *self.weights()))
-        made = tuple((name, ahead.width(layer)) for name, layer in self.layers_of(ahead).items())
+        made = tuple((name, side_stream.width(layer)) for name, layer in self.layers_of(side_stream).items())
         given = made, len(self.products())
         return self._structure, arguments.signature().structure, layouts, given, torch.is_autocast_enabled()
 
     def trace(
-        self, original: Callable, arguments: Arguments, ahead: Ahead
+        self, original: Callable, arguments: Arguments, side_stream: SideStream
     ) -> tuple[torch.fx.GraphModule, list[torch.Tensor], object]:
         """The block's operations as a graph over the call's tensors and what is `given`; examples of these; the
         structure of what the block returns.
@@ -156,23 +162,23 @@ class Region:
         part of the graph. A picture comes out in the order in which the block's convolutions lie, or what it was
         given.
         """
-        call = _Call(self.module, original)
-        layers, products = list(self.layers_of(ahead).values()), [layers for layers, _ in self.products()]
+        call = _BlockCall(self.module, original)
+        layers, products = list(self.layers_of(side_stream).values()), [layers for layers, _ in self.products()]
         n, structures = len(arguments.tensors), []
         order = _order_of([*arguments.tensors, *self.weights()])
 
         def function(*tensors):
             rest = iter(tensors[n:])
             made = [(layer, _returning(next(rest))) for layer in layers]
-            as_one = [make for group in products for make in OneProduct(group, next(rest)).makes()]
+            as_one = [make for group in products for make in FusedLinear(group, next(rest)).forwards()]
             weights = {f"module.{name}": weight for name, weight in zip(self._names, rest, strict=True)}
-            with fused(self.module, tensors[:n]), forwards_replaced([*made, *as_one]):
+            with kernels_substituted(self.module, tensors[:n]), forwards_replaced([*made, *as_one]):
                 out = functional_call(call, weights, *arguments.put_together(tensors[:n]))
             leaves, structure = tree_flatten(out)
             structures.append(structure)
             return [leaf.contiguous(memory_format=order) if leaf.dim() == 4 else leaf for leaf in leaves]
 
-        examples = [tensor.detach() for tensor in (*arguments.tensors, *self.given(ahead))]
+        examples = [tensor.detach() for tensor in (*arguments.tensors, *self.given(side_stream))]
         graph = make_fx(function, tracing_mode="fake")(*examples)
         return graph, examples, structures[-1]
 
@@ -187,7 +193,7 @@ def _order_of(tensors: list[torch.Tensor]) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-class _Call(nn.Module):
+class _BlockCall(nn.Module):
     """A block by its own `forward`, past what is laid over it."""
 
     def __init__(self, module: nn.Module, forward: Callable):

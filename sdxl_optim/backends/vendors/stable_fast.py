@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sdxl_optim.backends.api import Tensors
+from sdxl_optim.backends.call.traced import CallModule
 from sdxl_optim.backends.cudagraph import CudaGraph
 from sdxl_optim.backends.environment import Environment
-from sdxl_optim.backends.interface import Tensors
-from sdxl_optim.backends.whole import CallModule
 
 
 class StableFast:
     name = "stable-fast"
     captures = True
     bakes_weights = False  # preserve_parameters
-    order = None
+    weight_layout = None
 
     def __init__(self, cache: Path | None = None):
         self._graphs = CudaGraph()

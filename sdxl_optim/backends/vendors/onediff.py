@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from sdxl_optim.backends.api import Tensors
+from sdxl_optim.backends.call.traced import traced
 from sdxl_optim.backends.cudagraph import CudaGraph
 from sdxl_optim.backends.environment import Environment
-from sdxl_optim.backends.interface import Tensors
-from sdxl_optim.backends.whole import traced
 from sdxl_optim.errors import Unsupported
 
 RUNTIMES = ("nexfort", "oneflow")
@@ -26,7 +26,7 @@ class OneDiff:
     name = "onediff"
     captures = True
     bakes_weights = False
-    order = None
+    weight_layout = None
 
     def __init__(self, cache: Path | None = None, runtime: str | None = None):
         self._cache, self._runtime = cache, runtime

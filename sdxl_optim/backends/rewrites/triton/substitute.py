@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from sdxl_optim.backends.lean import is_geglu
+from sdxl_optim.backends.rewrites.layers import is_geglu
 from sdxl_optim.unet.patching import forwards_replaced
 
 
 @contextmanager
-def fused(block: nn.Module, given: Sequence[torch.Tensor]) -> Iterator[None]:
+def kernels_substituted(block: nn.Module, given: Sequence[torch.Tensor]) -> Iterator[None]:
     """While entered, `block` attends, gates and normalises what it is `given` by our own kernels, where it is on a card
     and they are faster there than torch's."""
     kernels = _kernels() if _is_on_a_card(given[0]) else None
@@ -39,7 +39,7 @@ def _is_on_a_card(tensor: torch.Tensor) -> bool:
 def _kernels() -> ModuleType | None:
     if find_spec("triton") is None or not hasattr(torch.library, "custom_op"):
         return None
-    from sdxl_optim.backends import kernels
+    from sdxl_optim.backends.rewrites.triton import kernels
 
     return kernels
 
@@ -48,7 +48,7 @@ def _kernels() -> ModuleType | None:
 def _hopper(device: torch.device) -> ModuleType | None:
     """The kernels for this card alone."""
     try:
-        from sdxl_optim.backends import hopper
+        from sdxl_optim.backends.rewrites.triton import hopper
     except ImportError:  # a Triton without tensor descriptors
         return None
     return hopper if hopper.is_hopper(device) else None

@@ -1,4 +1,4 @@
-"""Look at a call's operations before it is captured: what can't be in a graph is found while it can still be named."""
+"""Checks a call's operations before it is captured, so that an operation that no graph can contain is named."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 
 
-class Watch(TorchDispatchMode):
-    """Entered around a call twice: first it looks, then, while the call is captured, it hands out what it found.
+class CaptureGuard(TorchDispatchMode):
+    """Entered around a call twice: first it records the call's constants, then, while the call is captured, it
+    replays them.
 
-    What a call computes on the CPU and brings to the device depends on none of its inputs (reading one of those is
-    refused), so it is the same each time; and as a capture can't contain the transfer, the first result is kept. SDXL's
-    timestep embedding makes its frequencies that way.
+    A constant is a tensor that the call computes on the CPU and copies to the device. It depends on none of the call's
+    inputs (reading one of those is refused), so it is the same in each call. A capture can't contain the copy, so the
+    recorded tensor stands in for it. SDXL's timestep embedding makes its frequencies that way.
     """
 
     def __init__(self):
         super().__init__()
         self.constants: list[torch.Tensor] = []
-        self._handed_out: int | None = None  # None while it looks
+        self._replayed: int | None = None  # how many constants; None while they are recorded
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         """For torch: to be hidden from its compiler would import that, which takes seconds."""
         return False
 
-    def hand_out(self) -> Watch:
-        self._handed_out = 0
+    def replay_constants(self) -> CaptureGuard:
+        self._replayed = 0
         return self
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -52,13 +53,13 @@ class Watch(TorchDispatchMode):
             return func(*args, **kwargs)
         if source.device.type != "cpu" or name == "copy_":
             raise Unsupported("backend", f"the UNet's call copies from {source.device.type} to {to.type}")
-        if self._handed_out is None:
+        if self._replayed is None:
             self.constants.append(func(*args, **kwargs))
             return self.constants[-1]
-        if self._handed_out == len(self.constants):
+        if self._replayed == len(self.constants):
             raise Unsupported("backend", "the UNet's call does not do the same each time")
-        self._handed_out += 1
-        return self.constants[self._handed_out - 1]
+        self._replayed += 1
+        return self.constants[self._replayed - 1]
 
 
 def _on_device(value) -> bool:

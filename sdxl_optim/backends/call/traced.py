@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from sdxl_optim.backends.interface import Tensors
+from sdxl_optim.backends.api import Tensors
 
 
 def traced(body, inputs: Tensors) -> torch.fx.GraphModule:

@@ -1,4 +1,4 @@
-"""Weights laid out for a backend: the same model to everybody else, and put back."""
+"""Weights applied out for a backend: the same model to everybody else, and put back."""
 
 from __future__ import annotations
 
@@ -10,25 +10,32 @@ from graphs import Tape
 from host_loop import PAIR, plan_for, sample, traces
 from torch import nn
 
-from sdxl_optim.backends.ahead import Ahead
-from sdxl_optim.backends.body import Arguments, UNetBody, bare_half
+from sdxl_optim.backends.api import Kind
+from sdxl_optim.backends.call.body import Arguments, UNetBody, without_autocast
 from sdxl_optim.backends.execution import Execution
-from sdxl_optim.backends.interface import Kind
-from sdxl_optim.backends.order import Laid, OneProduct, Order, of_the_text, side_by_side, together
-from sdxl_optim.backends.regions import Regions, regions_of
+from sdxl_optim.backends.rewrites.compiled_blocks import CompiledBlocks, compilable_blocks
+from sdxl_optim.backends.rewrites.side_stream import SideStream
+from sdxl_optim.backends.rewrites.weight_layout import (
+    AppliedLayout,
+    FusedLinear,
+    WeightLayout,
+    packed_weight,
+    qkv_of,
+    text_kv_of,
+)
 from sdxl_optim.run import Run
 from sdxl_optim.sampling.loop import Loop
 from sdxl_optim.unet.patching import forwards_replaced
 
-EVERYTHING = Order(channels_last_from=0)
+EVERYTHING = WeightLayout(channels_last_from=0)
 STEPS = Loop.of_steps([1] * 3)
 
 
 @pytest.fixture
-def laid(unet):
-    laid = Laid()
-    EVERYTHING.apply(unet, laid)
-    return laid
+def applied(unet):
+    applied = AppliedLayout()
+    EVERYTHING.apply(unet, applied)
+    return applied
 
 
 def places(unet) -> dict[str, tuple]:
@@ -44,11 +51,11 @@ def is_alone(weight: torch.Tensor) -> bool:
 
 
 def attentions(unet) -> list[nn.Module]:
-    return [m for m in unet.modules() if together(m)]
+    return [m for m in unet.modules() if qkv_of(m)]
 
 
 def texts(unet) -> list[list[nn.Linear]]:
-    return [layers for layers in map(of_the_text, unet.modules()) if layers]
+    return [layers for layers in map(text_kv_of, unet.modules()) if layers]
 
 
 def products(graph) -> int:
@@ -58,22 +65,22 @@ def products(graph) -> int:
 @torch.no_grad()
 def test_values_stay_and_undoing_leaves_every_weight_by_itself(unet, inputs):
     before, expected = values(unet), unet(*inputs)
-    laid = Laid()
-    EVERYTHING.apply(unet, laid)
+    applied = AppliedLayout()
+    EVERYTHING.apply(unet, applied)
     assert all(torch.equal(p, before[name]) for name, p in unet.state_dict().items())
     assert any(not p.is_contiguous() for p in unet.parameters())
     assert torch.allclose(unet(*inputs), expected, atol=1e-4)
-    laid.undo()
+    applied.undo()
     assert all(map(is_alone, unet.parameters()))
     assert all(torch.equal(p, before[name]) for name, p in unet.state_dict().items())
     assert torch.equal(unet(*inputs), expected)
 
 
-def test_self_attentions_and_the_texts_layers_lie_together(unet, laid):
+def test_self_attentions_and_the_texts_layers_lie_together(unet, applied):
     assert len(attentions(unet)) == sum(type(m).__name__ == "BasicTransformerBlock" for m in unet.modules())
     assert len(texts(unet)) == sum(type(m).__name__ == "SpatialTransformer" for m in unet.modules())
-    for layers in (*map(together, attentions(unet)), *texts(unet)):
-        weight = side_by_side(layers)
+    for layers in (*map(qkv_of, attentions(unet)), *texts(unet)):
+        weight = packed_weight(layers)
         assert torch.equal(weight, torch.cat([layer.weight for layer in layers]))
         layers[1].weight.data.mul_(2)  # a LoRA that merges in place
         assert torch.equal(weight, torch.cat([layer.weight for layer in layers]))
@@ -81,7 +88,7 @@ def test_self_attentions_and_the_texts_layers_lie_together(unet, laid):
 
 def test_large_convolutions_alone(unet):
     channels = sorted({min(m.weight.shape[:2]) for m in unet.modules() if isinstance(m, nn.Conv2d)})[-1]
-    Order(channels).apply(unet, Laid())
+    WeightLayout(channels).apply(unet, AppliedLayout())
     for m in unet.modules():
         if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1):
             assert m.weight.is_contiguous() == (min(m.weight.shape[:2]) < channels)
@@ -90,26 +97,26 @@ def test_large_convolutions_alone(unet):
 def test_what_the_user_laid_out_stays_so(unet):
     convolution = next(m for m in unet.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3))
     convolution.to(memory_format=torch.channels_last)
-    laid = Laid()
-    EVERYTHING.apply(unet, laid)
-    laid.undo()
+    applied = AppliedLayout()
+    EVERYTHING.apply(unet, applied)
+    applied.undo()
     assert not convolution.weight.is_contiguous()
 
 
-def test_a_bias_that_a_lora_adds_is_not_lost(unet, laid):
-    layers = together(attentions(unet)[0])
+def test_a_bias_that_a_lora_adds_is_not_lost(unet, applied):
+    layers = qkv_of(attentions(unet)[0])
     layers[0].bias = nn.Parameter(torch.ones(layers[0].out_features))
-    assert side_by_side(layers) is None
+    assert packed_weight(layers) is None
 
 
-def test_it_keeps_no_model_alive(laid, unet):
-    layer = next(iter(laid._changed))
-    n = len(laid._changed)
+def test_it_keeps_no_model_alive(applied, unet):
+    layer = next(iter(applied._changed))
+    n = len(applied._changed)
     del layer
     for module in unet.modules():
         if hasattr(module, "attn1"):
             del module.attn1
-    assert len(laid._changed) < n
+    assert len(applied._changed) < n
 
 
 @torch.no_grad()
@@ -118,8 +125,8 @@ def test_one_product_is_made_once_and_only_of_one_tensor():
     weight = torch.cat([layer.weight for layer in layers])
     x, other = torch.randn(2, 5, 4), torch.randn(2, 5, 4)
     plain = [layer(x) for layer in layers], layers[2](other)
-    one = OneProduct(layers, weight)
-    with forwards_replaced(one.makes()):
+    one = FusedLinear(layers, weight)
+    with forwards_replaced(one.forwards()):
         for _ in range(2):
             assert all(map(torch.allclose, (layer(x) for layer in layers), plain[0]))
             assert one._given is None
@@ -130,13 +137,13 @@ def test_one_product_is_made_once_and_only_of_one_tensor():
 
 
 @torch.no_grad()
-def test_bare_calls_make_one_product_of_three(unet, inputs, laid):
+def test_bare_calls_make_one_product_of_three(unet, inputs, applied):
     expected = unet(*inputs)
     calls: list[str] = []
-    handles = [layer.register_forward_hook(lambda *_: calls.append("")) for layer in together(attentions(unet)[0])]
+    handles = [layer.register_forward_hook(lambda *_: calls.append("")) for layer in qkv_of(attentions(unet)[0])]
     counts = []
     linear = nn.functional.linear
-    for way in (bare_half, None):
+    for way in (without_autocast, None):
         seen = []
 
         def counted(x, weight, bias=None, seen=seen):
@@ -158,13 +165,13 @@ def test_bare_calls_make_one_product_of_three(unet, inputs, laid):
 
 
 @torch.no_grad()
-def test_the_text_is_one_product_for_each_row_of_blocks(unet, inputs, laid):
+def test_the_text_is_one_product_for_each_row_of_blocks(unet, inputs, applied):
     body = UNetBody(unet, unet.forward, Arguments(tuple(inputs), {}), Kind(), None)
-    ahead, expected = Ahead(), unet(*inputs)
-    body(inputs, partial(ahead.looking, unet))
-    assert len(ahead._groups) == len(texts(unet))
-    assert all(ahead.width(layers[0]) == sum(layer.out_features for layer in layers) for layers in texts(unet))
-    assert torch.allclose(body(inputs, ahead.running)[0], expected, atol=1e-5)
+    side_stream, expected = SideStream(), unet(*inputs)
+    body(inputs, partial(side_stream.discover, unet))
+    assert len(side_stream._groups) == len(texts(unet))
+    assert all(side_stream.width(layers[0]) == sum(layer.out_features for layer in layers) for layers in texts(unet))
+    assert torch.allclose(body(inputs, side_stream.prefetch)[0], expected, atol=1e-5)
 
 
 @torch.no_grad()
@@ -173,14 +180,14 @@ def test_compiled_blocks_make_one_product_of_three(unet, inputs):
     expected, counts = unet(*inputs), []
     for _ in range(2):
         graphs: list = []
-        compiled = Regions(lambda graph, examples, graphs=graphs: graphs.append(graph) or graph)
-        regions = regions_of(unet)
-        with compiled.applied(regions, Ahead(), lambda: None):
+        compiled = CompiledBlocks(lambda graph, examples, graphs=graphs: graphs.append(graph) or graph)
+        regions = compilable_blocks(unet)
+        with compiled.applied(regions, SideStream(), lambda: None):
             [out] = body(inputs)
             assert torch.allclose(body(inputs)[0], out)
         assert torch.allclose(out, expected, atol=1e-4)
         counts.append(sum(map(products, graphs)))
-        EVERYTHING.apply(unet, Laid())
+        EVERYTHING.apply(unet, AppliedLayout())
     kinds = {tuple(m.attn1.to_q.in_features for m in st.transformer_blocks) for st in unet.modules() if _is_row(st)}
     assert counts[0] - counts[1] == 2 * sum(map(len, kinds))
 
@@ -190,7 +197,7 @@ def _is_row(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def test_pictures_stay_channels_last_between_compiled_blocks(unet, inputs, laid):
+def test_pictures_stay_channels_last_between_compiled_blocks(unet, inputs, applied):
     orders = []
 
     def compiler(graph, examples):
@@ -202,21 +209,21 @@ def test_pictures_stay_channels_last_between_compiled_blocks(unet, inputs, laid)
 
         return run
 
-    with Regions(compiler).applied(regions_of(unet), Ahead(), lambda: None):
+    with CompiledBlocks(compiler).applied(compilable_blocks(unet), SideStream(), lambda: None):
         unet(*inputs)
     assert orders
     assert all(orders)
 
 
 def test_rows_of_blocks_are_compiled_whole_and_their_blocks_where_they_cannot_be(unet):
-    names = [type(region.module).__name__ for region in regions_of(unet)]
+    names = [type(region.module).__name__ for region in compilable_blocks(unet)]
     assert names.count("SpatialTransformer") == sum(map(_is_row, unet.modules()))
     assert "BasicTransformerBlock" not in names
     assert names.count("Sequential") == 1
     row = next(filter(_is_row, unet.modules()))
     forward = row.proj_in.forward
     row.proj_in.forward = lambda x: forward(x)  # somebody else's
-    regions = [region.module for region in regions_of(unet)]
+    regions = [region.module for region in compilable_blocks(unet)]
     assert row not in regions
     assert all(block in regions for block in row.transformer_blocks)
 
@@ -229,7 +236,7 @@ def test_a_block_of_a_class_made_meanwhile_is_left_out_and_its_row(unet):
         pass
 
     swapped.__class__ = Merging
-    regions = [region.module for region in regions_of(unet)]
+    regions = [region.module for region in compilable_blocks(unet)]
     assert row not in regions
     assert swapped not in regions
     assert all(block in regions for block in others)
@@ -241,7 +248,7 @@ def test_a_block_of_a_class_made_meanwhile_is_left_out_and_its_row(unet):
 @pytest.fixture
 def tape():
     tape = Tape()
-    tape.order = EVERYTHING
+    tape.weight_layout = EVERYTHING
     return tape
 
 
@@ -285,11 +292,11 @@ def test_moved_weights_are_laid_out_again(unet, tape):
     execution = Execution(tape)
     expected, _ = run(unet, execution)
     unet.double().float()
-    assert any(side_by_side(together(m)) is None for m in attentions(unet))
+    assert any(packed_weight(qkv_of(m)) is None for m in attentions(unet))
     found, report = run(unet, execution)
     assert all(map(torch.equal, found, expected))
     assert report.execution.fallbacks == 0
-    assert all(side_by_side(together(m)) is not None for m in attentions(unet))
+    assert all(packed_weight(qkv_of(m)) is not None for m in attentions(unet))
     execution.release()
     assert all(map(is_alone, unet.parameters()))
 
@@ -329,7 +336,7 @@ def test_no_memory_to_put_them_back_is_no_error(unet, tape, monkeypatch):
     def refuse(self):
         raise torch.cuda.OutOfMemoryError("none left")
 
-    monkeypatch.setattr(Laid, "undo", refuse)
+    monkeypatch.setattr(AppliedLayout, "undo", refuse)
     found, report = run(unet, execution)
     assert near(found, expected)
     assert report.execution.fallbacks == 3

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from sdxl_optim.backends.interface import Tensors
+from sdxl_optim.backends.api import Tensors
 
 
 class Buffers:

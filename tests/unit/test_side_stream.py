@@ -7,10 +7,10 @@ from functools import partial
 import torch
 from host_loop import traces
 
-from sdxl_optim.backends.ahead import Ahead
-from sdxl_optim.backends.body import Arguments, UNetBody
-from sdxl_optim.backends.interface import Kind
-from sdxl_optim.backends.regions import Regions, regions_of
+from sdxl_optim.backends.api import Kind
+from sdxl_optim.backends.call.body import Arguments, UNetBody
+from sdxl_optim.backends.rewrites.compiled_blocks import CompiledBlocks, compilable_blocks
+from sdxl_optim.backends.rewrites.side_stream import SideStream
 
 
 def body_of(unet, inputs) -> UNetBody:
@@ -23,25 +23,25 @@ def text_layers(unet) -> list[str]:
 
 @torch.no_grad()
 def test_the_texts_keys_and_values_are_found(unet, inputs):
-    ahead = Ahead()
+    side_stream = SideStream()
     expected = unet(*inputs)
-    [found] = body_of(unet, inputs)(inputs, partial(ahead.looking, unet))
+    [found] = body_of(unet, inputs)(inputs, partial(side_stream.discover, unet))
     assert torch.equal(found, expected)
-    assert sorted(name for name, layer in unet.named_modules() if layer in ahead) == sorted(text_layers(unet))
+    assert sorted(name for name, layer in unet.named_modules() if layer in side_stream) == sorted(text_layers(unet))
     assert traces(unet) == []
 
 
 @torch.no_grad()
 def test_they_run_before_the_rest_and_once(unet, inputs):
-    body, ahead = body_of(unet, inputs), Ahead()
-    body(inputs, partial(ahead.looking, unet))
+    body, side_stream = body_of(unet, inputs), SideStream()
+    body(inputs, partial(side_stream.discover, unet))
     ran, handles = [], []
     for name, layer in unet.named_modules():
         handles.append(layer.register_forward_hook(lambda module, args, out, name=name: ran.append(name)))
     others = [t + 1 if t.is_floating_point() else t for t in inputs]
     expected = unet(*others)
     ran.clear()
-    [out] = body(others, ahead.running)
+    [out] = body(others, side_stream.prefetch)
     for handle in handles:
         handle.remove()
     assert torch.equal(out, expected)
@@ -49,7 +49,7 @@ def test_they_run_before_the_rest_and_once(unet, inputs):
     assert sorted(ran[: len(layers)]) == sorted(layers)
     # handed out afterwards, where the UNet calls them: their own hooks see that, their products are not made again
     assert ran.index("time_embed.0") == len(layers)
-    assert len(ahead._results) == 0
+    assert len(side_stream._results) == 0
     assert traces(unet) == []
 
 
@@ -58,16 +58,16 @@ def test_a_layer_that_is_given_something_else_is_left_alone(unet, inputs):
     block = next(m for m in unet.modules() if type(m).__name__ == "BasicTransformerBlock")
     forward = block.attn2.forward
     block.attn2.forward = lambda x, context: forward(x, context * 2)  # a hypernetwork, say
-    body, ahead = body_of(unet, inputs), Ahead()
+    body, side_stream = body_of(unet, inputs), SideStream()
     expected = unet(*inputs)
-    body(inputs, partial(ahead.looking, unet))
-    assert block.attn2.to_k not in ahead
-    assert len(ahead) == len(text_layers(unet)) - 2
-    assert torch.equal(body(inputs, ahead.running)[0], expected)
+    body(inputs, partial(side_stream.discover, unet))
+    assert block.attn2.to_k not in side_stream
+    assert len(side_stream) == len(text_layers(unet)) - 2
+    assert torch.equal(body(inputs, side_stream.prefetch)[0], expected)
     del block.attn2.forward  # found without it, and then it acts again
-    body(inputs, partial(ahead.looking, unet))
+    body(inputs, partial(side_stream.discover, unet))
     block.attn2.forward = lambda x, context: forward(x, context * 2)
-    assert torch.equal(body(inputs, ahead.running)[0], expected)
+    assert torch.equal(body(inputs, side_stream.prefetch)[0], expected)
 
 
 @torch.no_grad()
@@ -77,13 +77,13 @@ def test_compiled_blocks_take_the_results(unet, inputs):
 
     expected, counts = unet(*inputs), []
     for look in (False, True):
-        body, ahead, graphs = body_of(unet, inputs), Ahead(), []
-        compiled = Regions(lambda graph, examples, graphs=graphs: graphs.append(graph) or graph)
+        body, side_stream, graphs = body_of(unet, inputs), SideStream(), []
+        compiled = CompiledBlocks(lambda graph, examples, graphs=graphs: graphs.append(graph) or graph)
         if look:
-            body(inputs, partial(ahead.looking, unet))
+            body(inputs, partial(side_stream.discover, unet))
         for _ in range(2):
-            with compiled.applied(regions_of(unet), ahead, lambda: None):
-                [out] = body(inputs, ahead.running)
+            with compiled.applied(compilable_blocks(unet), side_stream, lambda: None):
+                [out] = body(inputs, side_stream.prefetch)
             assert torch.allclose(out, expected, atol=1e-5)
         counts.append((len(graphs), sum(map(products, graphs))))
     (kinds, all_of_them), (same_kinds, without) = counts

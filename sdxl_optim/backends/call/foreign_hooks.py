@@ -1,4 +1,5 @@
-"""Python that others put into a UNet. A captured call runs it once and never again, so it may not be there."""
+"""Hooks and replaced forwards of other extensions. A captured call would run them only once, so such a UNet is not
+captured."""
 
 from __future__ import annotations
 
@@ -7,20 +8,22 @@ from collections.abc import Callable
 from torch import nn
 
 OURS = __name__.split(".")[0]
-MOVES = f"{OURS}.techniques.memory"  # ours, too, but weights that come and go can't be in a captured call
+MOVES = f"{OURS}.techniques.memory"  # ours as well, but a captured call can't contain weights that come and go
 
 
-def foreign_python(unet: nn.Module, harmless: Callable[[nn.Module], bool] = lambda module: False) -> str | None:
-    """Who has replaced the `forward` of a layer inside `unet` or hooked one, in a sentence, or None. Of our own,
-    offload and fp8 count.
+def why_not_capturable(
+    unet: nn.Module, is_idle_patch: Callable[[nn.Module], bool] = lambda module: False
+) -> str | None:
+    """A sentence that names whoever replaced the `forward` of a layer inside `unet` or hooked one, or None.
 
-    Hooks on the UNet itself run outside what is captured. harmless: of a module, whose replaced `forward` is idle.
+    Our own patches do not count, except offload and fp8. Neither do hooks on the UNet itself: they run outside of what
+    is captured. is_idle_patch: whether the replaced `forward` of a module does nothing at present.
     """
     for name, module in unet.named_modules():
         if module is unet:
             continue
         replaced = foreign_forward(module)
-        if replaced is not None and not harmless(module):
+        if replaced is not None and not is_idle_patch(module):
             return f"{name} is replaced by {_origin(replaced)}"
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
             if not _is_ours(hook):
@@ -29,13 +32,15 @@ def foreign_python(unet: nn.Module, harmless: Callable[[nn.Module], bool] = lamb
 
 
 def replaced_forward(unet: nn.Module) -> str | None:
-    """Who runs the UNet's blocks in a way of their own, in a sentence, or None."""
+    """A sentence that names whoever replaced the UNet's own `forward`, or None."""
     replaced = foreign_forward(unet)
     return None if replaced is None else f"the UNet's forward was replaced by {_origin(replaced)}"
 
 
 def foreign_forward(module: nn.Module):
-    """A `forward` that others laid over the module's own, or None. Some put the own one there when they are done."""
+    """The `forward` by which others replaced the module's own, or None.
+
+    Some put the original there when they are done."""
     replaced = vars(module).get("forward")
     if replaced is None or replaced == type(module).forward.__get__(module) or _is_ours(replaced):
         return None
@@ -43,12 +48,12 @@ def foreign_forward(module: nn.Module):
 
 
 def is_untouched(block: nn.Module) -> bool:
-    """Whether nobody else's Python runs in a block, hooks on itself apart."""
-    return replaced_forward(block) is None and foreign_python(block) is None
+    """Whether no other extension's Python runs in a block, except for hooks on the block itself."""
+    return replaced_forward(block) is None and why_not_capturable(block) is None
 
 
-def global_python() -> str | None:
-    """Who has hooked all modules at once by torch's global hooks, in a sentence, or None."""
+def global_hook() -> str | None:
+    """A sentence that names whoever hooked all modules at once by torch's global hooks, or None."""
     from torch.nn.modules import module
 
     for hook in (*module._global_forward_pre_hooks.values(), *module._global_forward_hooks.values()):

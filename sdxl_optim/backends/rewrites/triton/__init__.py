@@ -1,0 +1,1 @@
+"""Triton kernels, and where a traced block takes them."""
