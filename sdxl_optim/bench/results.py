@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sdxl_optim.files import write_atomically
+from sdxl_optim.report import JobReport
+from sdxl_optim.sampling.loop import Counts
 
 ROWS, ABOUT, PICTURES = "rows.jsonl", "about.json", "pictures"
 
@@ -72,6 +75,39 @@ class Row:
     picture: str = _column("The picture's file, beside the rows.", "")
     reference: str = _column("The file it was compared with.", "")
     notes: str = _column("What was refused or could not run, and why.", "")
+    process_bytes: int | None = _column("Peak of the process's memory, by the command line on the CPU; None on a GPU.")
+    as_prompted: float | None = _column("Share of pictures that show what the prompt says; of the demo model alone.")
+    ran: str = _column("What ran, and how often: the report of the run.", "")
+
+    @classmethod
+    def of(
+        cls,
+        report: JobReport | None,
+        counts: Counts,
+        seconds: float,
+        sampling: float | None,
+        decode: float | None,
+        **facts,
+    ) -> Row:
+        """A request's row. report: None where nothing of this extension ran, whose UNet calls nobody then told apart.
+
+        counts: the sampler's. seconds, sampling, decode: the whole request's, its loops' and its last decode's.
+        facts: the columns that the host knows, which go before what is found here.
+        """
+        found = {
+            "torch": version("torch"),
+            "seconds": seconds,
+            "sampling_seconds": sampling,
+            "decode_seconds": decode,
+            "its": counts.calls / sampling if counts.calls and sampling else None,
+            "calls": counts.calls,
+            "rows": counts.rows,
+            "stock_rows": counts.stock_rows,
+        }
+        if report is not None:
+            found |= {"full": counts.full, "cached": counts.cached, "decoder": report.decoder or ""}
+            found |= {"notes": "; ".join(map(str, report.all_notes())), "ran": "; ".join(report.lines())}
+        return cls(**(found | facts))
 
     @property
     def key(self) -> tuple:
@@ -156,7 +192,7 @@ class Results:
         return row
 
     def replace(self, rows: Sequence[Row]) -> None:
-        """All rows anew, at once."""
+        """Put these rows in the place of all rows."""
         write_atomically(self.folder / ROWS, "".join(json.dumps(to_dict(r), ensure_ascii=False) + "\n" for r in rows))
 
     def picture(self, name: str) -> Image.Image | None:
@@ -204,25 +240,5 @@ def write_csv(rows: Iterable[Row], path: Path) -> None:
             writer.writerow({**data, "axes": json.dumps(data["axes"], ensure_ascii=False)})
 
 
-def read_csv(path: Path) -> list[Row]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return [from_dict({k: _from_cell(k, text) for k, text in line.items()}) for line in csv.DictReader(file)]
-
-
-def _from_cell(column: str, text: str) -> Any:
-    kind = Row.__dataclass_fields__[column].type if column in COLUMNS else "str"
-    if kind == "str":
-        return text
-    if kind == "bool":
-        return text == "True"
-    if kind.startswith("dict"):
-        return json.loads(text)
-    return None if text == "" else (int if kind.startswith("int") else float)(text)
-
-
 def write_json(rows: Iterable[Row], path: Path) -> None:
     write_atomically(path, json.dumps([to_dict(row) for row in rows], indent=1, ensure_ascii=False))
-
-
-def read_json(path: Path) -> list[Row]:
-    return [from_dict(data) for data in json.loads(path.read_text("utf-8"))]

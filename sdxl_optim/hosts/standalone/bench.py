@@ -7,12 +7,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 
-import torch
 from PIL import Image
 
 from sdxl_optim.bench.article import REFINER_STRENGTH
 from sdxl_optim.bench.cases import Case, Prompt
-from sdxl_optim.bench.measure import PeakMemory
+from sdxl_optim.bench.measure import PeakMemory, device_name
 from sdxl_optim.bench.results import Row
 from sdxl_optim.hosts.standalone import backend, memory
 from sdxl_optim.hosts.standalone.changes import CHANGES
@@ -105,15 +104,15 @@ class DiffusersHost:
         self, request: Request, result: Result, passes: Sequence[PassReport], peak: PeakMemory, share: int = 1
     ) -> Row:
         """share: of how many requests the result's seconds are."""
-        report, on_cuda = result.report, self.device.type == "cuda"
-        counts = sum((p.counts for p in passes), Counts())
         seconds = {stage: s / share for stage, s in result.seconds.items()}
-        sampling = seconds.get("sampling")
-        notes = [f"a picture's share of {share} made together"] * (share > 1) + [*map(str, report.all_notes())]
-        return Row(
+        row = Row.of(
+            result.report,
+            sum((p.counts for p in passes), Counts()),
+            result.report.seconds / share,
+            seconds.get("sampling"),
+            seconds.get("decode"),
             host=f"diffusers {version('diffusers')}",
-            device=torch.cuda.get_device_name(self.device) if on_cuda else self.device.type.upper(),
-            torch=version("torch"),
+            device=device_name(self.device),
             checkpoint=self.name,
             sampler=type(self.models.base.scheduler).__name__.removesuffix("Scheduler"),
             width=result.images[0].width,
@@ -122,17 +121,11 @@ class DiffusersHost:
             cfg=request.cfg,
             seed=request.seed,
             batch=request.batch,
-            seconds=report.seconds / share,
-            sampling_seconds=sampling,
-            decode_seconds=seconds.get("decode"),
-            its=counts.calls / sampling if sampling else None,
-            allocated_bytes=peak.bytes if on_cuda else None,
-            reserved_bytes=torch.cuda.max_memory_reserved(self.device) if on_cuda else None,
-            calls=counts.calls,
-            full=counts.full,
-            cached=counts.cached,
-            rows=counts.rows,
-            stock_rows=counts.stock_rows,
-            decoder=report.decoder or "",
-            notes="; ".join(notes),
+            allocated_bytes=peak.bytes if peak.on_cuda else None,
+            reserved_bytes=peak.reserved_bytes,
+            process_bytes=None if peak.on_cuda else peak.bytes,
         )
+        if share > 1:
+            notes = filter(None, [f"a picture's share of {share} made together", row.notes])
+            row = dataclasses.replace(row, notes="; ".join(notes))
+        return row

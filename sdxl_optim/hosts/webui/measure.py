@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 
 import torch
 
 from modules import devices, launch_utils, shared
 from modules.shared import opts
+from sdxl_optim.bench.measure import device_name
 from sdxl_optim.bench.results import Row
 from sdxl_optim.hosts.webui.family import NAME
 from sdxl_optim.hosts.webui.job import Job
@@ -61,42 +61,29 @@ class Measurement:
 
     def _row(self, p, seconds: float, job: Job | None) -> Row:
         counts = self.counts if job is None else sum(_passes(job), Counts())
-        calls = counts.calls
         first = (p.sd_model_name, p.width, p.height, p.batch_size) not in _known
         _known.add((p.sd_model_name, p.width, p.height, p.batch_size))
         allocated, reserved = self._peaks.read() if self._peaks else (None, None)
-        return Row(
-            **{
-                "prompt": p.all_prompts[0],
-                "host": f"{NAME} {launch_utils.git_tag()}",
-                "device": device_name(),
-                "torch": version("torch"),
-                "checkpoint": p.sd_model_name,
-                "sampler": p.sampler_name,
-                "scheduler": p.scheduler or "",
-                "width": p.width,
-                "height": p.height,
-                "steps": p.steps,
-                "cfg": float(p.cfg_scale),
-                "seed": p.all_seeds[0],
-                "batch": p.batch_size,
-                "seconds": seconds,
-                "first_seconds": seconds if first else None,
-                "sampling_seconds": self._sampling,
-                "decode_seconds": self._decode,
-                "its": calls / self._sampling if calls and self._sampling else None,
-                "allocated_bytes": allocated,
-                "reserved_bytes": reserved,
-                "calls": calls,
-                "full": None if job is None else counts.full,
-                "cached": None if job is None else counts.cached,
-                "rows": counts.rows,
-                "stock_rows": counts.stock_rows,
-                "decoder": (job and job.report.decoder) or opts.sd_vae_decode_method,
-                "notes": "; ".join(map(str, job.report.all_notes())) if job else "",
-                **self._facts,
-            }
-        )
+        facts = {
+            "prompt": p.all_prompts[0],
+            "host": f"{NAME} {launch_utils.git_tag()}",
+            "device": device_name(devices.device),
+            "checkpoint": p.sd_model_name,
+            "sampler": p.sampler_name,
+            "scheduler": p.scheduler or "",
+            "width": p.width,
+            "height": p.height,
+            "steps": p.steps,
+            "cfg": float(p.cfg_scale),
+            "seed": p.all_seeds[0],
+            "batch": p.batch_size,
+            "first_seconds": seconds if first else None,
+            "allocated_bytes": allocated,
+            "reserved_bytes": reserved,
+            "decoder": (job and job.report.decoder) or opts.sd_vae_decode_method,
+            **self._facts,
+        }
+        return Row.of(job and job.report, counts, seconds, self._sampling, self._decode, **facts)
 
 
 def measurement_of(p) -> Measurement | None:
@@ -107,10 +94,6 @@ def measurement_of(p) -> Measurement | None:
 
 def _passes(job: Job) -> list[Counts]:
     return [one.counts for one in job.report.all_passes]
-
-
-def device_name() -> str:
-    return torch.cuda.get_device_name(devices.device) if _on_cuda() else devices.device.type.upper()
 
 
 def _on_cuda() -> bool:
