@@ -53,7 +53,7 @@ RULES = (
     rule(f"{OURS}.planning*", f"{WORDS} techniques"),
     rule(f"{OURS}.report", f"{WORDS} planning techniques"),
     rule(
-        f"{OURS}.backends*.kernels {OURS}.backends*.hopper {OURS}.backends*.substitute",
+        f"{OURS}.backends*.kernels {OURS}.backends*.hopper",
         "errors backends",
         {"torch", "triton"},
     ),
