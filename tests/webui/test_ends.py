@@ -1,14 +1,30 @@
 """Whatever ends a generation, and whoever generates inside it: everything of ours is closed."""
 
+import ast
 import threading
 
 import pytest
+
+from sdxl_optim.hosts.webui.certain_end import ASKED
 
 from . import client as api
 from .live import ALL, DEEPCACHE, HIRES, SMALL, SMALLER, error_of, reported
 from .test_techniques import noise
 
 KINDS = ["runtime", "oom"]
+
+
+def test_the_host_asks_the_question_that_the_end_is_tied_to(client):
+    """Once, in the `finally` of process_images, whose request is its argument `p`."""
+    function = ast.parse(client.get("/others/process_images")["source"]).body[0]
+    assert [argument.arg for argument in function.args.args] == ["p"]
+    assert not [
+        n for n in ast.walk(function) if isinstance(n, ast.Name) and n.id == "p" and isinstance(n.ctx, ast.Store)
+    ]
+    questions = [n for n in ast.walk(function) if isinstance(n, ast.If) and f"if {ast.unparse(n.test)}:" == ASKED]
+    ends = [n for statement in function.body if isinstance(statement, ast.Try) for n in statement.finalbody]
+    assert len(questions) == 1
+    assert questions[0] in ends
 
 
 @pytest.fixture

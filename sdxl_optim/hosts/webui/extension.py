@@ -8,14 +8,14 @@ from modules import script_callbacks
 from modules.shared import opts
 from sdxl_optim import settings as declared
 from sdxl_optim.errors import SettingsError
-from sdxl_optim.hosts.webui import adapter, grid, infotext, options, preset_ui, references, tab, ui
+from sdxl_optim.hosts.webui import adapter, grid, infotext, options, preset_ui, references, request, tab, ui
 from sdxl_optim.hosts.webui.adapter import backend, memory, vae
 from sdxl_optim.hosts.webui.api import add_api
 from sdxl_optim.hosts.webui.host_options import host_option, override
-from sdxl_optim.hosts.webui.job import Job, begin_job, end_job, job_of, log, refuse_request
+from sdxl_optim.hosts.webui.job import Job, begin_job, end_job, log, refuse_request
 from sdxl_optim.hosts.webui.lowvram import load_into_main_memory_if_chosen
-from sdxl_optim.hosts.webui.measure import measurement_of
 from sdxl_optim.hosts.webui.passes import watch_sampler
+from sdxl_optim.hosts.webui.request import job_of, measurement_of
 from sdxl_optim.hosts.webui.stages import DECODE
 from sdxl_optim.hosts.webui.vae import METHODS, OPTION, why_no_tiny_decoder
 from sdxl_optim.hosts.webui.xyz import WrongSettings, add_axes, with_axes
@@ -62,7 +62,7 @@ def parse_args(args: tuple) -> Settings:
 def before_process(p, tab: str, args: tuple) -> None:
     end_job(p)
     try:
-        settings = Settings() if grid.is_reference(p) else with_axes(parse_args(args), p)
+        settings = Settings() if request.attach(p).is_reference else with_axes(parse_args(args), p)
     except SettingsError as error:
         last_report.pop(tab, None)
         refuse_request(p, WrongSettings(error))

@@ -10,14 +10,13 @@ from torch import nn
 from modules import shared
 from modules.shared import opts
 from sdxl_optim.errors import Unsupported
+from sdxl_optim.hosts.webui import request
 from sdxl_optim.sampling.loop import Call, Loop
 from sdxl_optim.settings import Settings
 from sdxl_optim.techniques.deepcache.calibration import timestep_of
 from sdxl_optim.techniques.freeu.patch import freeu_stages
 from sdxl_optim.unet.layout import Layout
 from sdxl_optim.unet.work import cached_share
-
-FIRST = "sdxl_optim_first"  # the attribute of a foreseen request: the checkpoint that it will begin with
 
 
 @dataclass(frozen=True)
@@ -61,11 +60,17 @@ def tokens(entry) -> int:
     return (entry.cond["crossattn"] if isinstance(entry.cond, dict) else entry.cond).shape[0]
 
 
+def _first_checkpoint(p):
+    own = request.of(p)
+    foreseen = own.first_checkpoint if own is not None else None
+    return foreseen or shared.sd_model.sd_checkpoint_info
+
+
 def to_refiner(p, calls: tuple[Call, ...], done: Callable[[int, float], float]) -> tuple[Call, ...]:
     """Mark the calls that the refiner will answer, by the host's own rule. done: how far the host counts itself to be
     before a call, by its number and noise level."""
     info, at = p.refiner_checkpoint_info, p.refiner_switch_at
-    if info is None or at is None or vars(p).get(FIRST, shared.sd_model.sd_checkpoint_info) == info:
+    if info is None or at is None or _first_checkpoint(p) == info:
         return calls
     if getattr(p, "enable_hr", False) and opts.hires_fix_refiner_pass == (
         "first pass" if p.is_hr_pass else "second pass"

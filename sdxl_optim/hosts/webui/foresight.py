@@ -19,9 +19,9 @@ from modules.processing import (
     StableDiffusionProcessingTxt2Img,
 )
 from sdxl_optim.hosts.webui import adapter
-from sdxl_optim.hosts.webui.facts import FIRST
 from sdxl_optim.hosts.webui.passes import pass_name
 from sdxl_optim.hosts.webui.rehearsal import with_globals
+from sdxl_optim.hosts.webui.request import attach
 from sdxl_optim.planning.plan import Plan, make_plan
 from sdxl_optim.planning.summary import lines
 from sdxl_optim.settings import Settings
@@ -57,7 +57,7 @@ def _processing(request: dict[str, Any], img2img: bool) -> StableDiffusionProces
     if p.refiner_checkpoint not in (None, "", "None", "none"):
         p.refiner_checkpoint_info = sd_models.get_closet_checkpoint_match(p.refiner_checkpoint)
         if p.refiner_checkpoint_info == shared.sd_model.sd_checkpoint_info:  # loaded yet, until the next run begins
-            setattr(p, FIRST, sd_models.select_checkpoint())
+            attach(p).first_checkpoint = sd_models.select_checkpoint()
     if getattr(p, "enable_hr", False):
         p.hr_scheduler = p.hr_scheduler or p.scheduler
         p.calculate_target_resolution()

@@ -15,14 +15,13 @@ from modules.processing import process_images
 from modules.shared import opts, state
 from sdxl_optim.bench.report import REPORT, in_short, write_report
 from sdxl_optim.bench.results import Results, Row
-from sdxl_optim.hosts.webui import options
+from sdxl_optim.hosts.webui import options, request
 from sdxl_optim.hosts.webui.job import log
-from sdxl_optim.hosts.webui.measure import ATTRIBUTE, Measurement
+from sdxl_optim.hosts.webui.measure import Measurement
 from sdxl_optim.hosts.webui.xyz import PREFIX
 from sdxl_optim.settings import Settings
 from sdxl_optim.settings.overrides import OFF, runs_nothing
 
-REFERENCE = "sdxl_optim_reference"  # the attribute of a request for a stock picture
 NOTHING = "Nothing"
 CELL = re.compile(r"(\d+) out of (\d+)")  # how the host numbers a cell in state.job
 
@@ -92,7 +91,7 @@ class Grid:
             if group in has_stock or state.interrupted or state.stopping_generation:
                 continue
             p = self._pristine[group]
-            setattr(p, REFERENCE, True)
+            request.attach(p).is_reference = True
             facts = {"case": "stock", "group": group, "stock": True}
             Measurement(p, lambda row, processed: self._append(row, processed), **facts)
             process_images(p)
@@ -116,15 +115,14 @@ def _pristine(p):
     return copied
 
 
-def is_reference(p) -> bool:
-    return vars(p).get(REFERENCE, False)
-
-
 def begin_cell(p, settings: Settings) -> None:
     """Measure the request `p` if it is a cell of a plot with an axis of ours."""
     global _current
-    if is_reference(p) or ATTRIBUTE in vars(p) or not _is_cell(p) or not options.chosen(options.MEASURE):
-        return  # the attribute is there on a cell's copy, which another script generates from
+    own = request.attach(p)
+    if own.is_reference or own.measurement is not None or own.inside_measured:
+        return
+    if not _is_cell(p) or not options.chosen(options.MEASURE):
+        return
     axes = (state.xyz_plot_x, state.xyz_plot_y, state.xyz_plot_z)
     if not any(a.axis.label.startswith(PREFIX) for a in axes):
         return

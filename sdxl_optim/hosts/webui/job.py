@@ -1,25 +1,23 @@
-"""One `process_images`: its settings, its report, and an end that always comes."""
+"""The work of one request with the extension on: its settings, its report, what it undoes."""
 
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from types import ModuleType
 
+from sdxl_optim.hosts.webui import certain_end, request
 from sdxl_optim.hosts.webui.stages import Stages
 from sdxl_optim.report import JobReport
 from sdxl_optim.settings import Settings
 
 log = logging.getLogger("sdxl_optim")
 
-ATTRIBUTE = "sdxl_optim_job"
-
 
 class Job:
-    """What the extension knows of the request `p`. `close` runs once, whatever happened. host: the adapter."""
+    """From `before_process` to the end of process_images. `close` runs once, whatever happened. host: the adapter."""
 
     def __init__(self, settings: Settings, host: ModuleType, on_close: Callable[[Job], None]):
         self.settings = settings
@@ -51,41 +49,23 @@ class Job:
             log.info("; ".join(self.report.lines()) or "nothing was sampled")
 
 
-def job_of(p) -> Job | None:
-    """The job of request `p`, or None where the extension is off."""
-    return vars(p).get(ATTRIBUTE)
-
-
 def begin_job(p, job: Job) -> None:
-    """Attach `job` to `p` until the end of its process_images.
+    """Attach `job` to `p` until the end of its process_images."""
+    request.attach(p).job = job
 
-    `postprocess` is not called after an exception. What the host always does, in process_images' `finally`, is ask
-    whether to restore the request's override settings: this answer is the one end of a job that always comes.
-    """
-    end_job(p)
-    setattr(p, ATTRIBUTE, job)
-    p.override_settings_restore_afterwards = _EndOfJob(p, job, bool(p.override_settings_restore_afterwards))
+    def end() -> None:
+        if request.job_of(p) is job:
+            request.attach(p).job = None
+        job.close()
+
+    certain_end.at_the_end_of(p, end)
 
 
 def end_job(p) -> None:
-    """Close what a former job on this `p`, or on the one it was copied from, may have left."""
-    if isinstance(p.override_settings_restore_afterwards, _EndOfJob):
-        p.override_settings_restore_afterwards = p.override_settings_restore_afterwards.answer
-    vars(p).pop(ATTRIBUTE, None)
-
-
-class _EndOfJob:
-    def __init__(self, p, job: Job, answer: bool):
-        self.p, self.job, self.answer = p, job, answer
-
-    def __bool__(self) -> bool:
-        # A script may copy `p` and generate from the copy, without any scripts, while `p` itself is still at work.
-        if sys._getframe(1).f_locals.get("p") is not self.p:
-            return self.answer
-        if job_of(self.p) is self.job:
-            end_job(self.p)
-        self.job.close()
-        return self.answer
+    """Forget what a former job on this `p`, or on the one it was copied from, may have left."""
+    certain_end.forget(p)
+    if own := request.of(p):
+        own.job = None
 
 
 def refuse_request(p, error: Exception) -> None:

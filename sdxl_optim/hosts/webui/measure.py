@@ -12,12 +12,12 @@ from modules import devices, launch_utils, shared
 from modules.shared import opts
 from sdxl_optim.bench.measure import device_name
 from sdxl_optim.bench.results import Row
+from sdxl_optim.hosts.webui import request
 from sdxl_optim.hosts.webui.family import NAME
 from sdxl_optim.hosts.webui.job import Job
 from sdxl_optim.hosts.webui.peaks import HighWater
 from sdxl_optim.sampling.loop import Counts
 
-ATTRIBUTE = "sdxl_optim_measurement"
 _known: set[tuple] = set()  # what this process has computed before: another run of it compiles and loads nothing
 
 
@@ -26,13 +26,13 @@ class Measurement:
 
     def __init__(self, p, done: Callable[[Row, object], None], **facts):
         """facts: columns that the caller knows."""
-        self.p, self._done, self._facts = p, done, facts
+        self._done, self._facts = done, facts
         self.counts = Counts()
         self._sampling = self._decode = 0.0
         self._lap: float | None = None
         self._peaks = HighWater(devices.device, shared.mem_mon).start() if _on_cuda() else None
         self._began = _now()
-        setattr(p, ATTRIBUTE, self)
+        request.attach(p).measurement = self
 
     def sampling_begins(self) -> None:
         if self._lap is None:  # the hires pass goes on with the same lap
@@ -52,7 +52,7 @@ class Measurement:
         self.counts += Counts(calls=1, rows=stock_rows, stock_rows=stock_rows)
 
     def end(self, p, processed, job: Job | None) -> None:
-        vars(p).pop(ATTRIBUTE, None)
+        request.attach(p).measurement = None
         if shared.state.interrupted or shared.state.skipped or shared.state.stopping_generation:
             return
         seconds = _now() - self._began
@@ -84,12 +84,6 @@ class Measurement:
             **self._facts,
         }
         return Row.of(job and job.report, counts, seconds, self._sampling, self._decode, **facts)
-
-
-def measurement_of(p) -> Measurement | None:
-    """The measurement of this very request; a copy of it, which another script may generate from, has none."""
-    measurement = vars(p).get(ATTRIBUTE)
-    return measurement if measurement is not None and measurement.p is p else None
 
 
 def _passes(job: Job) -> list[Counts]:

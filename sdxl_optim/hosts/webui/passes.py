@@ -6,14 +6,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from modules import shared
-from sdxl_optim.hosts.webui import adapter
+from sdxl_optim.hosts.webui import adapter, request
+from sdxl_optim.hosts.webui.active_runs import active
 from sdxl_optim.hosts.webui.job import Job
 from sdxl_optim.hosts.webui.stages import DENOISE, ENCODE, UPSCALE
-from sdxl_optim.hosts.webui.under_way import RUN, active
 from sdxl_optim.planning.plan import make_plan
 from sdxl_optim.unet.patching import replaced
-
-WATCH = "sdxl_optim_watch"  # the attribute of the sampler under which the wait for its loop is found
 
 
 def pass_name(p) -> str:
@@ -25,15 +23,15 @@ def watch_sampler(p, job: Job | None) -> None:
     others)."""
     if job is None and not active:
         return
-    sampler = p.sampler
-    stale = vars(sampler).pop(WATCH, None)
-    if stale is not None:  # announced before, but its loop never began
-        stale.close()
+    sampler, own = p.sampler, request.attach(p)
+    if own.loop_awaited is not None:  # announced before, but its loop never began
+        own.loop_awaited.close()
 
     def make(original):
         def launch_sampling(steps, func):
-            vars(sampler).pop(WATCH).close()  # once: each loop is announced anew
-            with _others_suspended():
+            own.loop_awaited.close()  # once: each loop is announced by itself
+            own.loop_awaited = None
+            with active.suspended():
                 if job is None:
                     return original(steps, func)
                 with _running(p, sampler, job, steps, func):
@@ -41,21 +39,8 @@ def watch_sampler(p, job: Job | None) -> None:
 
         return launch_sampling
 
-    watch = ExitStack()
-    watch.enter_context(replaced(sampler, "launch_sampling", make))
-    setattr(sampler, WATCH, watch)
-
-
-@contextmanager
-def _others_suspended() -> Iterator[None]:
-    others = list(active)
-    for run in others:
-        run.suspend()
-    try:
-        yield
-    finally:
-        for run in others:
-            run.resume()
+    own.loop_awaited = ExitStack()
+    own.loop_awaited.enter_context(replaced(sampler, "launch_sampling", make))
 
 
 @contextmanager
@@ -65,13 +50,9 @@ def _running(p, sampler, job: Job, steps: int, func) -> Iterator[None]:
     run = adapter.sampling.new_run(plan, pass_name(p))
     job.stages.ends(UPSCALE if p.is_hr_pass else ENCODE)
     job.report.add_pass(p.iteration, run.report)
-    active.append(run)
-    setattr(sampler, RUN, run)
     try:
-        with run:
+        with active.sampling(sampler, run), run:
             yield
         run.report.stopped = shared.state.interrupted or shared.state.skipped
     finally:
-        delattr(sampler, RUN)
-        active.remove(run)
         job.stages.ends(DENOISE)

@@ -6,9 +6,8 @@ import time
 from dataclasses import dataclass
 
 from modules import shared
+from sdxl_optim.hosts.webui import request
 from sdxl_optim.wording import words
-
-STARTED = "sdxl_optim_started"  # on `p`
 
 
 @dataclass(frozen=True)
@@ -22,18 +21,19 @@ _last: dict[tuple, Reference] = {}
 
 
 def stock_begins(p) -> None:
-    setattr(p, STARTED, time.perf_counter())
+    request.attach(p).started = time.perf_counter()
 
 
 def batch_ends(p) -> None:
     """The host forgets by the next batch that one was skipped."""
     if shared.state.skipped:
-        vars(p).pop(STARTED, None)
+        request.attach(p).started = None
 
 
 def stock_ends(p) -> None:
     """A stock run that came to its end is the reference for its checkpoint and size."""
-    started = vars(p).pop(STARTED, None)
+    own = request.attach(p)
+    started, own.started = own.started, None
     if started is not None and not _cut_short():
         _last[_key(p)] = Reference(time.perf_counter() - started, p.steps, p.sampler_name)
 

@@ -11,10 +11,10 @@ import torch
 from modules import prompt_parser, sd_hijack, sd_models, sd_unet, shared
 from modules.shared import opts
 from sdxl_optim.hosts.webui import backend
+from sdxl_optim.hosts.webui.active_runs import active, count_stock
 from sdxl_optim.hosts.webui.facts import scheduled, timesteps, to_refiner, tokens, unet_facts
-from sdxl_optim.hosts.webui.job import job_of
 from sdxl_optim.hosts.webui.rehearsal import rehearse
-from sdxl_optim.hosts.webui.under_way import count_stock, run_of
+from sdxl_optim.hosts.webui.request import job_of
 from sdxl_optim.planning.plan import Facts, Plan
 from sdxl_optim.run import Run
 from sdxl_optim.sampling.loop import Loop, Rows
@@ -145,8 +145,9 @@ def _progress(denoiser, total: int) -> Callable[[int, float], float]:
 def on_cfg_denoiser(params) -> None:
     """The host's callback before each model evaluation."""
     denoiser = params.denoiser
-    run = run_of(denoiser)
+    run = active.run_of(denoiser)
     if run is None:
+        active.foreign_call_begins()
         count_stock(denoiser, lambda: _stock_rows(denoiser, params))
         return
     _follow_model(run, denoiser.p)

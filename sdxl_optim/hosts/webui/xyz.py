@@ -1,4 +1,4 @@
-"""An X/Y/Z axis for every setting, from its declaration. Values live on the cell's own copy of `p` and nowhere else."""
+"""An X/Y/Z axis for every setting, from its declaration. Values live on the request of the cell's own copy of `p`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from fastapi import HTTPException
 from modules import scripts
 from sdxl_optim import settings as declared
 from sdxl_optim.errors import SettingsError
-from sdxl_optim.settings import Field, FieldPath, Settings, overrides
+from sdxl_optim.hosts.webui import request
+from sdxl_optim.settings import Field, Settings, overrides
 
-ATTRIBUTE = "sdxl_optim_xyz"
 PREFIX = "[SDXL Optim] "
 COMPILES = 0.9  # the host varies costly axes least; a checkpoint's is 1.0
 
@@ -26,7 +26,7 @@ class WrongSettings(HTTPException):
 
 def with_axes(settings: Settings, p) -> Settings:
     """The settings of this cell."""
-    changes: dict[FieldPath, object] = vars(p).get(ATTRIBUTE, {})
+    changes = request.attach(p).overrides
     return overrides.apply(settings, changes) if changes else settings
 
 
@@ -59,7 +59,8 @@ def _choices(field: Field):
 
 def _axis(module, name: str, read, choices, cost: float = 0.0):
     def apply(p, value, values) -> None:
-        setattr(p, ATTRIBUTE, {**vars(p).get(ATTRIBUTE, {}), **read(value)})
+        own = request.attach(p)
+        own.overrides = {**own.overrides, **read(value)}
 
     def confirm(p, values) -> None:
         try:

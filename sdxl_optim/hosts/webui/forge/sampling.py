@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from modules import devices, sd_hijack, sd_models, shared
+from sdxl_optim.hosts.webui.active_runs import active, count_stock
 from sdxl_optim.hosts.webui.facts import scheduled, timesteps, to_refiner, tokens, unet_facts
 from sdxl_optim.hosts.webui.forge import backend
 from sdxl_optim.hosts.webui.forge.rules import (
@@ -23,9 +24,8 @@ from sdxl_optim.hosts.webui.forge.rules import (
     why_no_cut,
     without_skipped,
 )
-from sdxl_optim.hosts.webui.job import job_of
 from sdxl_optim.hosts.webui.rehearsal import rehearse
-from sdxl_optim.hosts.webui.under_way import count_stock, run_of
+from sdxl_optim.hosts.webui.request import job_of
 from sdxl_optim.planning.plan import Facts, Plan
 from sdxl_optim.run import Run
 from sdxl_optim.sampling.loop import Loop, Rows
@@ -125,8 +125,9 @@ def _together(cond, uncond, call: int) -> bool:
 def on_cfg_denoiser(params) -> None:
     """The host's callback before each model evaluation. (On Forge it may change nothing but the tensors.)"""
     denoiser = params.denoiser
-    run = run_of(denoiser)
+    run = active.run_of(denoiser)
     if run is None:
+        active.foreign_call_begins()
         count_stock(denoiser, lambda: _stock_rows(denoiser, params))
     else:
         run.follow(denoiser)

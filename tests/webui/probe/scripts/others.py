@@ -10,6 +10,7 @@ Nothing here is armed again by itself. The foreign UNet is the entry "[probe] fo
 
 import base64
 import copy
+import inspect
 import io
 import tracemalloc
 
@@ -179,6 +180,10 @@ def forget_option(name: str = Body(..., embed=True)):
     return {}
 
 
+def process_images_source():
+    return {"source": inspect.getsource(processing.process_images)}
+
+
 def stop_tracing():
     tracemalloc.stop()
     return {}
@@ -188,6 +193,7 @@ def on_app_started(_demo, app: FastAPI):
     app.post("/others/forget_tiny")(forget_tiny)
     app.post("/others/forget_option")(forget_option)
     app.post("/others/stop_tracing")(stop_tracing)
+    app.get("/others/process_images")(process_images_source)
     app.post("/others")(arm)
     app.get("/others/made")(lambda: {"made": others.made})
     app.post("/others/infotext_roundtrip")(infotext_roundtrip)
