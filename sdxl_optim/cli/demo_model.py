@@ -1,35 +1,35 @@
-"""`demo-model` of the command line."""
+"""`demo-model`: write the demo model's files for a WebUI or diffusers."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from sdxl_optim import cli
+from sdxl_optim.cli.console import say
+from sdxl_optim.cli.options import check_folder
 from sdxl_optim.errors import SettingsError
 
 
-def add_command(commands) -> None:
-    """Add it to the command line's subparsers."""
+def add_to(commands) -> None:
+    """Add the command to the command line's subparsers."""
     parser = commands.add_parser("demo-model", help="write the demo model for a WebUI or diffusers", allow_abbrev=False)
-    parser.set_defaults(run=_write)
+    parser.set_defaults(run=run)
     text = "A WebUI's own folder: checkpoint, refiner, their YAML and the tiny VAE go where it looks for them."
     parser.add_argument("--webui", type=Path, metavar="FOLDER", help=text)
     text = "Folders in diffusers' format go here: base, refiner, tiny-vae."
     parser.add_argument("--out", type=Path, metavar="FOLDER", help=text)
 
 
-def _write(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Write the files and print their paths; the exit code."""
     if not (args.webui or args.out):
         raise SettingsError("--webui or --out", None, "at least one of the two, with a folder")
     if args.out:
-        cli.check_folder(args.out)
+        check_folder(args.out)
 
     from sdxl_optim.hosts.standalone import demo_model
 
-    files = demo_model.files()
-    written: list[Path] = []
+    files, written = demo_model.files(), []
     if args.webui:
         try:
             written += files.write_webui(args.webui)
@@ -40,5 +40,5 @@ def _write(args: argparse.Namespace) -> int:
         written.append(files.write_diffusers(args.out / "base"))
         written.append(files.write_diffusers_refiner(args.out / "refiner"))
         written.append(files.write_tiny_vae(args.out / "tiny-vae"))
-    sys.stdout.write("".join(f"{path.resolve()}\n" for path in written))
+    say(*(str(path.resolve()) for path in written))
     return 0

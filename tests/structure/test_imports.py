@@ -59,7 +59,6 @@ RULES = (
     ),
     rule(f"{OURS}.backends*", f"{WORDS} unet techniques planning report backends", {"torch"}, VENDORS),
     rule(f"{OURS}.run", f"{WORDS} unet techniques planning report backends", {"torch"}),
-    rule(f"{OURS}.bench.cli", f"{WORDS} report bench cli hosts.standalone", MEASURES),
     rule(f"{OURS}.bench*", f"{WORDS} report bench", MEASURES),
     rule(
         f"{OURS}.hosts.webui*",
@@ -69,19 +68,18 @@ RULES = (
     rule(f"{OURS}.hosts {OURS}.hosts.family", f"{WORDS} unet techniques planning report backends run"),
     rule(
         f"{OURS}.hosts.standalone*",
-        f"{WORDS} unet techniques planning report backends run bench cli hosts.standalone demo_model",
+        f"{WORDS} unet techniques planning report backends run bench hosts.standalone demo_model",
         {"torch", "numpy", "PIL", "tqdm", "diffusers", "transformers", "accelerate", "huggingface_hub", "DeepCache"},
         {"safetensors"},
     ),
     rule(
         f"{OURS}.__main__ {OURS}.cli*",
-        f"{WORDS} techniques planning report backends bench cli hosts.standalone demo_model",
-        {"torch"},
-        {"diffusers", "transformers", "accelerate", "tqdm"},
+        f"{WORDS} techniques planning report backends bench cli hosts.standalone",
+        late={"torch", "diffusers", "transformers", "accelerate", "tqdm"},
     ),
     rule(
         "demo_model*",
-        f"{WORDS} unet techniques planning report bench cli hosts.standalone demo_model",
+        f"{WORDS} unet techniques planning report bench hosts.standalone demo_model",
         {"torch", "numpy", "PIL", "safetensors"},
         {"diffusers", "transformers", "tqdm"},
     ),
@@ -203,7 +201,7 @@ def test_each_host_is_named_in_its_own_folder_alone():
         if not within(module.name, "sdxl_optim.hosts.webui"):
             assert not foreign(names) & {"modules", "gradio", "launch"}, module
             assert not [name for name in names if name.startswith("sdxl_optim.hosts.webui")], module
-        if not within(module.name, "sdxl_optim.hosts.standalone", "sdxl_optim.cli", "sdxl_optim.bench.cli"):
+        if not within(module.name, "sdxl_optim.hosts.standalone", "sdxl_optim.cli"):
             assert not foreign(names) & {"diffusers", "transformers", "accelerate"}, module
             assert not [name for name in names if name.startswith("sdxl_optim.hosts.standalone")], module
 
@@ -259,6 +257,10 @@ def test_one_place_loads_the_demo_model():
         ("sdxl_optim/hosts/webui/planted.py", "from sdxl_optim.hosts.standalone import models"),
         ("sdxl_optim/hosts/webui/planted.py", "import demo_model"),
         ("sdxl_optim/hosts/standalone/planted.py", "from modules import shared"),
+        ("sdxl_optim/hosts/standalone/planted.py", "from sdxl_optim.cli import options"),
+        ("sdxl_optim/cli/planted.py", "import torch"),
+        ("sdxl_optim/cli/planted.py", "def f():\n    import demo_model"),
+        ("demo_model/planted.py", "from sdxl_optim.cli import options"),
         ("sdxl_optim/report_of_the_rest.py", "import os"),
         ("demo_model/planted.py", "import gradio"),
     ],

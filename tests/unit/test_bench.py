@@ -10,12 +10,12 @@ from PIL import Image
 
 from sdxl_optim.bench.article import article_cases
 from sdxl_optim.bench.cases import ARTICLE_PROMPTS, Case, Prompt, combination
-from sdxl_optim.bench.cli import read_prompts
 from sdxl_optim.bench.compare import comparison, comparison_text
 from sdxl_optim.bench.reading import article_rows, as_text, cases_of, prompts_of
 from sdxl_optim.bench.report import summary, table_of
 from sdxl_optim.bench.results import Results, Row
 from sdxl_optim.bench.runner import Progress, Runner, Stopped
+from sdxl_optim.cli.prompts import read_prompts
 from sdxl_optim.errors import SettingsError
 
 PROMPTS = [Prompt("p", "a fox", 1), Prompt("q", "a bird", 2)]

@@ -11,17 +11,20 @@ from pathlib import Path
 import pytest
 
 from sdxl_optim import cli
+from sdxl_optim.cli import doctor, setting_options
+from sdxl_optim.cli.console import say
+from sdxl_optim.cli.main import make_parser
 from sdxl_optim.settings import Settings, fields, from_dict, get
 
 WANTED = ["--model", "nowhere", "--prompt", "a bee"]
 
 
 def parsed(*options: str):
-    return cli._parser().parse_args(["generate", *WANTED, *options])
+    return make_parser().parse_args(["generate", *WANTED, *options])
 
 
 def settings_of(*options: str) -> Settings:
-    return cli.read_settings(parsed(*options))
+    return setting_options.read(parsed(*options))
 
 
 # --- options and settings
@@ -92,7 +95,7 @@ def test_a_slider_takes_its_ends_and_nothing_beyond(f, capsys):
 
 
 def test_a_file_in_an_encoding_that_lacks_characters(monkeypatch, tmp_path):
-    monkeypatch.setattr(cli, "_doctor", lambda args: cli._say("1024×1024 · ä –") or 0)
+    monkeypatch.setattr(doctor, "run", lambda args: say("1024×1024 · ä –") or 0)
     with (tmp_path / "out.txt").open("w", encoding="cp932") as file:
         monkeypatch.setattr("sys.stdout", file)
         assert cli.main(["doctor"]) == 0
@@ -111,7 +114,7 @@ def test_what_ends_it_is_one_sentence(error, code, said, monkeypatch, capsys):
     def fail(args):
         raise error
 
-    monkeypatch.setattr(cli, "_doctor", fail)
+    monkeypatch.setattr(doctor, "run", fail)
     assert cli.main(["doctor"]) == code
     assert capsys.readouterr().err.startswith(f"sdxl_optim: {said}")
 

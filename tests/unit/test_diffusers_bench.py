@@ -17,11 +17,11 @@ import torch
 
 from sdxl_optim import cli
 from sdxl_optim.backends.rewrites.weight_layout import AppliedLayout, WeightLayout
-from sdxl_optim.bench import cli as bench_cli
 from sdxl_optim.bench.article import article_cases
 from sdxl_optim.bench.cases import Case, Prompt
 from sdxl_optim.bench.results import Results
 from sdxl_optim.bench.runner import Runner
+from sdxl_optim.cli import bench as bench_command
 from sdxl_optim.hosts.standalone import backend, demo, memory, tiny
 from sdxl_optim.hosts.standalone.bench import DiffusersHost
 from sdxl_optim.hosts.standalone.changes import CHANGES
@@ -221,7 +221,7 @@ def test_rows_by_name_in_parts_on_random_weights(tmp_path, capsys, monkeypatch):
     command = ["bench", "--article", *models, *few, "--out", str(out), "--steps", "2"]
     clock = itertools.count(step=30)
     with monkeypatch.context() as patch:
-        patch.setattr(bench_cli.time, "monotonic", lambda: next(clock))
+        patch.setattr(bench_command.time, "monotonic", lambda: next(clock))
         assert cli.main([*command, "--rows", "Tiny VAE, 15 steps", "--limit", "100"]) == 0
     said = capsys.readouterr().out
     made = len(Results(out).rows())

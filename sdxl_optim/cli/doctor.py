@@ -1,17 +1,33 @@
-"""What this machine can run, in lines for people."""
+"""`doctor`: what this machine can run, and why not."""
 
 from __future__ import annotations
 
+import argparse
 import platform
 
-import torch
+from sdxl_optim.cli.console import say
 
-from sdxl_optim import backends
-from sdxl_optim.backends.environment import Environment, read_environment
-from sdxl_optim.techniques.accumulation import why_no_fp16_accumulation
+
+def add_to(commands) -> None:
+    """Add the command to the command line's subparsers."""
+    parser = commands.add_parser("doctor", help="say what this machine can run, and why not", allow_abbrev=False)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what `examine` finds; the exit code."""
+    say(*examine())
+    return 0
 
 
 def examine() -> list[str]:
+    """Lines for people about this machine: packages, device, and each backend with the reason why it can't run."""
+    import torch
+
+    from sdxl_optim import backends
+    from sdxl_optim.backends.environment import read_environment
+    from sdxl_optim.techniques.accumulation import why_no_fp16_accumulation
+
     environment = read_environment()
     lines = [
         f"sdxl_optim on Python {platform.python_version()}, {environment.system}",
@@ -25,7 +41,9 @@ def examine() -> list[str]:
     return [*lines, f"fp16 accumulation: {why_no_fp16_accumulation() or 'available'}"]
 
 
-def _device(environment: Environment) -> str:
+def _device(environment) -> str:
+    import torch
+
     if not environment.cuda:
         return f"device: {environment.device}, without CUDA"
     capability = "" if environment.rocm else f", capability {'.'.join(map(str, environment.capability))}"

@@ -1,40 +1,40 @@
-"""`calibrate` of the command line."""
+"""`calibrate`: measure a model for adaptive DeepCache."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from sdxl_optim import cli
-from sdxl_optim.bench.cli import read_prompts
+from sdxl_optim.cli import options
+from sdxl_optim.cli.console import quiet_libraries, say
+from sdxl_optim.cli.prompts import read_prompts
 from sdxl_optim.errors import SettingsError
 from sdxl_optim.techniques.deepcache import calibration
 
-NUMBERS = {
-    "branch": cli._number(0, 0, 11, 1, "DeepCache's branch that it is for."),
-    "levels": cli._number(20, 4, 100, 1, "Noise levels. Work grows with their square."),
-    "cfg": cli.SAMPLING["cfg"],
-    "device": cli.SAMPLING["device"],
-    "dtype": cli.SAMPLING["dtype"],
+OPTIONS = {
+    "branch": options.number(0, 0, 11, 1, "DeepCache's branch that it is for."),
+    "levels": options.number(20, 4, 100, 1, "Noise levels. Work grows with their square."),
+    **{name: options.SAMPLING[name] for name in ("cfg", "device", "dtype")},
 }
 
 
-def add_command(commands) -> None:
-    """Add it to the command line's subparsers."""
+def add_to(commands) -> None:
+    """Add the command to the command line's subparsers."""
     parser = commands.add_parser("calibrate", help="measure a model for adaptive DeepCache", allow_abbrev=False)
-    parser.set_defaults(run=_calibrate)
+    parser.set_defaults(run=run)
     text = "A folder in diffusers' format, or a .safetensors file. The calibration is written into it, or beside it."
     parser.add_argument("model", metavar="MODEL", help=text)
     text = "A file with a prompt a line. Without it the article's four."
     parser.add_argument("--prompts", type=Path, metavar="FILE", help=text)
-    cli._add(parser, NUMBERS)
+    options.add(parser, OPTIONS)
 
 
-def _calibrate(args: argparse.Namespace) -> int:
-    values, prompts = cli._values(args, NUMBERS), read_prompts(args.prompts)
+def run(args: argparse.Namespace) -> int:
+    """Write the calibration and print its path; the exit code."""
+    values, prompts = options.values_of(args, OPTIONS), read_prompts(args.prompts)
     if not Path(args.model).exists():
         raise SettingsError("MODEL", args.model, "a folder in diffusers' format, or a .safetensors file")
-    cli._quiet()
+    quiet_libraries()
 
     from tqdm import tqdm
 
@@ -51,5 +51,5 @@ def _calibrate(args: argparse.Namespace) -> int:
     with tqdm(total=calls, unit="call") as bar:
         found = calibrate(pipe, path.parent.resolve().name, [p.text for p in prompts], **values, on_call=bar.update)
     calibration.save(found, path)
-    cli._say(str(path.resolve()))
+    say(str(path.resolve()))
     return 0

@@ -1,0 +1,34 @@
+"""The models that a command's options name, loaded."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from sdxl_optim.settings import Settings
+
+
+def load_models(args: argparse.Namespace, device, dtype_name: str, sampler: str | None, chosen: Settings):
+    """`generate.Models` of --model, --tiny-vae and, where the command has it, --refiner. Raises SettingsError.
+
+    A tiny VAE that `chosen` wants and that can't be had is a line on standard error and a note of the models.
+    """
+    from sdxl_optim.errors import Unsupported
+    from sdxl_optim.hosts.standalone import models as loading
+    from sdxl_optim.hosts.standalone.generate import Models
+    from sdxl_optim.planning.plan import Note
+    from sdxl_optim.techniques.deepcache import calibration
+
+    dtype = loading.pick_dtype(dtype_name, device)
+    tiny_vae, notes = None, []
+    if chosen.vae.decoder == "tiny":
+        try:
+            tiny_vae = loading.load_tiny_vae(args.tiny_vae, device, dtype)
+        except Unsupported as error:
+            notes.append(Note(error.feature, error.reason))
+            sys.stderr.write(f"{notes[0]}\n")
+    base = loading.load_base(args.model, device, dtype)
+    refiner = loading.load_refiner(args.refiner, device, dtype) if getattr(args, "refiner", None) else None
+    for pipe in filter(None, (base, refiner)):
+        loading.use_sampler(pipe, sampler)
+    return Models(base, refiner, tiny_vae, tuple(notes), calibration=calibration.find(args.model))
