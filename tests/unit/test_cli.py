@@ -56,6 +56,22 @@ def test_without_options_the_defaults_hold_and_no_technique_is_on():
     assert settings_of() == from_dict({})
 
 
+def test_values_arrive_converted_and_with_their_defaults():
+    args = parsed("--width", "512", "--cfg", "7", "--freeu", "--preset", "fast", "--refiner-steps", "9")
+    assert (args.steps, args.width, args.height, args.cfg, args.device) == (50, 512, None, 7.0, "auto")
+    assert type(args.width) is int
+    assert (vars(args)["freeu.enabled"], args.preset, args.refiner_steps) == (True, "fast", 9)
+    assert not {"freeu.b1", "switch_at", "refiner_strength"} & vars(args).keys()  # who asks whether they are given
+
+
+def test_a_null_is_given_too():
+    assert parsed("--preset", "none").preset is None
+    text = '{"preset": "fast"}'
+    assert settings_of("--settings", text).preset == "fast"
+    assert settings_of("--settings", text, "--preset", "none") == from_dict({})
+    assert parsed("--width", "none").width is None
+
+
 def test_options_settings_and_files_say_the_same(tmp_path):
     wanted = {"freeu": {"enabled": True, "b1": 1.2, "version": 2}, "vae": {"decoder": "tiny"}, "hires": "off"}
     file = tmp_path / "settings.json"
