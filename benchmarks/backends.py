@@ -26,6 +26,7 @@ from host_loop import plan_for
 from kernels import kinds_of
 from torch import nn
 
+from sdxl_optim.backends.api import HostHooks
 from sdxl_optim.backends.cudagraph import CudaGraph
 from sdxl_optim.backends.execution import Execution
 from sdxl_optim.backends.inductor import Inductor
@@ -298,7 +299,9 @@ def section_loop(model, state) -> dict:
 
 
 def section_inductor(model, state) -> dict:
-    execution = state["inductor"] = Execution(Inductor(state["cache"]), progress=lambda text: log(f"  {text}"))
+    execution = state["inductor"] = Execution(
+        Inductor(state["cache"]), HostHooks(progress=lambda text: log(f"  {text}"))
+    )
     result = {}
     for name, (rows, cached) in SHAPES.items():
         started = time.perf_counter()

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import ldm_unet
 from host_loop import plan_for
 
-from sdxl_optim.backends.call.body import without_autocast
+from sdxl_optim.backends.rewrites.half_precision import without_autocast
 from sdxl_optim.backends.rewrites.weight_layout import FusedLinear, packed_weight, text_kv_of
 from sdxl_optim.run import Run
 from sdxl_optim.sampling.loop import Loop, Rows

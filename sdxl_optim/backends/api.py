@@ -6,18 +6,47 @@ schedule, before the call, without reading a tensor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import nn
 
 from sdxl_optim.backends.environment import Environment
 from sdxl_optim.backends.rewrites.weight_layout import WeightLayout
 from sdxl_optim.settings import FreeU
 
 Tensors = Sequence[torch.Tensor]
-Progress = Callable[[str], None]  # told in a few words what is being prepared
+Progress = Callable[[str], None]  # takes a few words on what is being prepared, "" at the end
+HALF = (torch.float16, torch.bfloat16)
+
+
+class CannotPrepare(Exception):
+    """A call can't be prepared and runs eagerly. reason: for the user, a clause without a full stop."""
+
+    def __init__(self, reason: str):
+        self.reason = reason
+        super().__init__(reason)
+
+
+@dataclass(frozen=True)
+class HostHooks:
+    """What an execution asks its host. The defaults are for a host that keeps no state of its own.
+
+    prepare: brings about what the host otherwise does inside the call, such as merging a LoRA into the weights.
+    fingerprint: whatever else of the host's state decides the call's operations; equal ones can share a prepared call.
+    is_idle_patch: whether the replaced `forward` of a layer does nothing at present. All three raise CannotPrepare if
+    the call has to be the stock one. progress: shows what is being prepared.
+    """
+
+    prepare: Callable[[nn.Module], None] = lambda unet: None
+    fingerprint: Callable[[nn.Module], Hashable] = lambda unet: None
+    is_idle_patch: Callable[[nn.Module], bool] = lambda module: False
+    progress: Progress = lambda text: None
+
+
+NO_HOOKS = HostHooks()
 
 
 @dataclass(frozen=True)

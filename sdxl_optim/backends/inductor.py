@@ -17,13 +17,12 @@ from pathlib import Path
 
 import torch
 
-from sdxl_optim.backends.api import Tensors
+from sdxl_optim.backends.api import CannotPrepare, Tensors
 from sdxl_optim.backends.cudagraph import CudaGraph
 from sdxl_optim.backends.environment import Environment
 from sdxl_optim.backends.rewrites.compiled_blocks import CompilableBlock, CompiledBlocks, Compiler, compilable_blocks
 from sdxl_optim.backends.rewrites.side_stream import SideStream
 from sdxl_optim.backends.rewrites.weight_layout import WeightLayout
-from sdxl_optim.errors import Unsupported
 from sdxl_optim.wording import words
 
 SHORT_ROW = 2048  # numbers that one program sums up at once
@@ -81,7 +80,7 @@ class Inductor:
     def _remember_shape(self, inputs: Tensors) -> None:
         shape = tuple(tuple(tensor.shape) for tensor in inputs[:4])
         if shape not in self._shapes and len(self._shapes) >= MOST_SHAPES:
-            raise Unsupported("backend", f"{MOST_SHAPES} sizes are compiled already in this session")
+            raise CannotPrepare(f"{MOST_SHAPES} sizes are compiled already in this session")
         self._shapes.add(shape)
 
     def release(self) -> None:

@@ -14,13 +14,15 @@ from host_loop import PAIR, plan_for, sample, traces
 
 from sdxl_optim import backends
 from sdxl_optim.backends import inductor
-from sdxl_optim.backends.call.body import UNetBody, can_run_without_autocast, without_autocast
+from sdxl_optim.backends.api import CannotPrepare, HostHooks, Kind
+from sdxl_optim.backends.call.arguments import Arguments
+from sdxl_optim.backends.call.body import UNetBody
 from sdxl_optim.backends.call.capture_guard import CaptureGuard
 from sdxl_optim.backends.call.foreign_hooks import global_hook, replaced_forward, why_not_capturable
 from sdxl_optim.backends.environment import Environment, read_environment, version_numbers
 from sdxl_optim.backends.execution import Execution
+from sdxl_optim.backends.rewrites.half_precision import can_run_without_autocast, without_autocast
 from sdxl_optim.cli import main
-from sdxl_optim.errors import Unsupported
 from sdxl_optim.run import Run
 from sdxl_optim.sampling.loop import Loop
 from sdxl_optim.settings import Backend, fields
@@ -144,7 +146,7 @@ class Waits(torch.nn.Module):
 )
 def test_what_waits_for_the_device_is_named(what):
     x = torch.zeros(4, device="meta")
-    with pytest.raises(Unsupported, match=r"waits for the device|copies from"), CaptureGuard():
+    with pytest.raises(CannotPrepare, match=r"waits for the device|copies from"), CaptureGuard():
         what(x)
 
 
@@ -160,7 +162,7 @@ def test_what_the_host_computes_and_brings_over_is_kept():
     assert [id(t) for t in first] == [id(t) for t in second]
     with guard.replay_constants():
         embed(x)
-        with pytest.raises(Unsupported, match="not do the same"):
+        with pytest.raises(CannotPrepare, match="not do the same"):
             embed(x)
 
 
@@ -254,7 +256,7 @@ def outputs(unet, settings, execution=None, **more):
 
 def test_each_kind_of_block_is_compiled_once():
     unet, front, said = ldm_unet.tiny_unet("sdxl"), GraphsOnly(), []
-    execution = Execution(front.backend, progress=said.append)
+    execution = Execution(front.backend, HostHooks(progress=said.append))
     expected, eager = outputs(unet, ALL)
     found, report = outputs(unet, ALL, execution)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, expected, strict=True))
@@ -295,7 +297,9 @@ def test_a_compiled_call_does_not_keep_the_unet_alive():
 
 def test_blocks_of_another_structure_are_compiled_anew():
     unet, front = ldm_unet.tiny_unet("sdxl"), GraphsOnly()
-    execution = Execution(front.backend, surroundings=lambda unet: unet.middle_block[0].in_layers[2].padding_mode)
+    execution = Execution(
+        front.backend, HostHooks(fingerprint=lambda unet: unet.middle_block[0].in_layers[2].padding_mode)
+    )
     outputs(unet, {}, execution)
     kinds = len(front.compiled)
     for layer in unet.modules():
@@ -377,9 +381,6 @@ def test_onediff_compiles_by_its_registry():
 def test_a_body_by_another_forward():
     unet = ldm_unet.tiny_unet("sdxl")
     inputs = host_loop.call_inputs(unet, 2, 0)
-    from sdxl_optim.backends.api import Kind
-    from sdxl_optim.backends.call.body import Arguments
-
     arguments = Arguments(inputs.args, {})
     body = UNetBody(unet, unet.forward, arguments, Kind(), None)
     [out] = body.run(lambda x, *more: x + 1, arguments.tensors)

@@ -16,6 +16,7 @@ pytest.importorskip("DeepCache")
 import torch
 
 from sdxl_optim import cli
+from sdxl_optim.backends.pool import ExecutionPool
 from sdxl_optim.backends.rewrites.weight_layout import AppliedLayout, WeightLayout
 from sdxl_optim.bench.article import article_cases
 from sdxl_optim.bench.cases import Case, Prompt
@@ -87,7 +88,9 @@ def test_channels_last_holds_after_a_backend_that_lays_weights_otherwise(host, m
     """As inductor does on CUDA: its own layout is undone with it, which must not come after the change's."""
     applied = AppliedLayout()
     WeightLayout(0).apply(host.models.base.unet, applied)
-    monkeypatch.setitem(backend._executions, "inductor", SimpleNamespace(release=applied.undo))
+    pool = ExecutionPool(create=lambda name, cache: SimpleNamespace(release=applied.undo))
+    pool.get("inductor")
+    monkeypatch.setattr(backend, "executions", pool)
     seen, conv = [], host.models.base.unet.mid_block.resnets[0].conv1
     hook = conv.register_forward_pre_hook(
         lambda module, args: seen.append(module.weight.is_contiguous(memory_format=torch.channels_last))

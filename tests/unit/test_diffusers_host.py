@@ -15,6 +15,7 @@ from DeepCache import DeepCacheSDHelper
 from diffusers import AutoencoderTiny
 from graphs import Tape
 
+from sdxl_optim.backends.pool import ExecutionPool
 from sdxl_optim.errors import SettingsError
 from sdxl_optim.hosts.standalone import backend, tiny
 from sdxl_optim.hosts.standalone import models as loading
@@ -467,8 +468,7 @@ def test_a_backend_runs_the_calls(base, monkeypatch):
     """By the tests' own, which replays operations as a CUDA graph does."""
     settings, before = from_dict({**CUTOFF, **FREEU, "backend": {"name": "cudagraph"}}), vars(base.unet).get("forward")
     eager = generate(Models(base), REQUEST, from_dict({**CUTOFF, **FREEU}))
-    monkeypatch.setattr(backend, "_executions", {})
-    monkeypatch.setattr(backend.backends, "create", lambda name: Tape())
+    monkeypatch.setattr(backend, "executions", ExecutionPool(create=lambda name, cache: Tape()))
     monkeypatch.setattr(backend.backends, "why_not", lambda name, environment: None)
     for prepared in (2, 0):  # with the uncond rows and without; the second picture finds both
         result = generate(Models(base), REQUEST, settings)

@@ -11,8 +11,8 @@ import torch
 from graphs import Tape
 from host_loop import PAIR, plan_for, sample, traces, watched
 
+from sdxl_optim.backends.api import CannotPrepare, HostHooks
 from sdxl_optim.backends.execution import Execution
-from sdxl_optim.errors import Unsupported
 from sdxl_optim.run import Run
 from sdxl_optim.sampling.loop import Loop, Rows
 
@@ -203,7 +203,7 @@ def test_weights_that_moved_are_recorded_anew(unet, execution, tape):
 
 def test_one_moved_weight_is_noticed_when_the_host_says_that_something_changed(unet, tape):
     state = ["no lora"]
-    execution = Execution(tape, surroundings=lambda unet: state[0])
+    execution = Execution(tape, HostHooks(fingerprint=lambda unet: state[0]))
     run(unet, {}, execution)
     layer = unet.middle_block[0].in_layers[2]
     layer.weight = torch.nn.Parameter(2 * layer.weight)
@@ -276,15 +276,34 @@ def test_python_of_others_inside_the_unet_runs_each_time(unet, execution, tape, 
         handle = target.register_forward_hook(lambda *args: ran.append(1))
     else:
         original, target.forward = target.forward, theirs
+    beforehand = execution.why_not(unet)
     _, report = run(unet, DEEPCACHE, execution)
     assert len(ran) == (6 if where == "whole forward" else 3)
     assert tape.prepared == 0
     [note] = [note for note in report.notes if note.feature == "backend cudagraph"]
     assert "test_execution" in note.text
+    assert note.text == beforehand
     if where == "hook":
         handle.remove()
     else:
         del target.forward
+
+
+def test_whether_a_unet_can_be_captured_is_known_before_a_run(unet, tape):
+    assert Execution(tape).why_not(unet) is None
+
+    def tiled(module):
+        raise CannotPrepare("Hypertile draws its tiles anew in each call")
+
+    layer = unet.middle_block[0]
+    layer.forward = lambda *args: None
+    assert "middle_block.0 is replaced by" in Execution(tape).why_not(unet)
+    assert Execution(tape, HostHooks(is_idle_patch=lambda module: module is layer)).why_not(unet) is None
+    assert "draws its tiles anew" in Execution(tape, HostHooks(is_idle_patch=tiled)).why_not(unet)
+    tape.captures = False  # Python inside the UNet runs in each call
+    assert Execution(tape).why_not(unet) is None
+    unet.forward = lambda *args: None
+    assert "the UNet's forward was replaced by" in Execution(tape).why_not(unet)
 
 
 # --- what fails
@@ -344,11 +363,11 @@ def test_a_wrong_result_is_noticed_when_a_call_is_prepared(unet, execution, tape
 
 
 def test_what_the_host_refuses_runs_eagerly_and_is_named(unet, tape):
-    def surroundings(unet):
-        raise Unsupported("backend", "Hypertile draws its tiles anew in each call")
+    def prepare(unet):
+        raise CannotPrepare("Hypertile draws its tiles anew in each call")
 
     expected, _ = run(unet, DEEPCACHE)
-    found, report = run(unet, DEEPCACHE, Execution(tape, surroundings))
+    found, report = run(unet, DEEPCACHE, Execution(tape, HostHooks(prepare=prepare)))
     assert same(found, expected)
     assert str(report.notes[-1]) == (
         "backend cudagraph refused: Hypertile draws its tiles anew in each call; the calls ran eagerly"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sdxl_optim.backends.call.body import without_autocast
+from sdxl_optim.backends.rewrites.half_precision import without_autocast
 from sdxl_optim.backends.rewrites.layers import capture_friendly_layers, geglu, spread_group_norm
 from tests.ldm_unet import GEGLU, random_inputs, tiny_unet
 

@@ -8,7 +8,8 @@ import torch
 from host_loop import traces
 
 from sdxl_optim.backends.api import Kind
-from sdxl_optim.backends.call.body import Arguments, UNetBody
+from sdxl_optim.backends.call.arguments import Arguments
+from sdxl_optim.backends.call.body import UNetBody
 from sdxl_optim.backends.rewrites.compiled_blocks import CompiledBlocks, compilable_blocks
 from sdxl_optim.backends.rewrites.side_stream import SideStream
 

@@ -11,9 +11,11 @@ from host_loop import PAIR, plan_for, sample, traces
 from torch import nn
 
 from sdxl_optim.backends.api import Kind
-from sdxl_optim.backends.call.body import Arguments, UNetBody, without_autocast
+from sdxl_optim.backends.call.arguments import Arguments
+from sdxl_optim.backends.call.body import UNetBody
 from sdxl_optim.backends.execution import Execution
 from sdxl_optim.backends.rewrites.compiled_blocks import CompiledBlocks, compilable_blocks
+from sdxl_optim.backends.rewrites.half_precision import without_autocast
 from sdxl_optim.backends.rewrites.side_stream import SideStream
 from sdxl_optim.backends.rewrites.weight_layout import (
     AppliedLayout,

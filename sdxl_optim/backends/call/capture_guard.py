@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sdxl_optim.errors import Unsupported
+from sdxl_optim.backends.api import CannotPrepare
 
 # Operations whose result's size, or value in Python, depends on tensors' contents: the host waits for the device.
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "equal"}
@@ -41,9 +41,9 @@ class CaptureGuard(TorchDispatchMode):
         if name in ("_to_copy", "copy_"):
             return self._copy(func, name, args, kwargs)
         if name in WAITS and _on_device(args[0]):
-            raise Unsupported("backend", f"the UNet's call waits for the device ({name})")
+            raise CannotPrepare(f"the UNet's call waits for the device ({name})")
         if name in INDEXING and any(_is_mask(i) for i in args[1] if i is not None):
-            raise Unsupported("backend", f"the UNet's call waits for the device ({name} by a mask)")
+            raise CannotPrepare(f"the UNet's call waits for the device ({name} by a mask)")
         return func(*args, **kwargs)
 
     def _copy(self, func, name: str, args: tuple, kwargs: dict):
@@ -52,12 +52,12 @@ class CaptureGuard(TorchDispatchMode):
         if source.device.type == to.type:
             return func(*args, **kwargs)
         if source.device.type != "cpu" or name == "copy_":
-            raise Unsupported("backend", f"the UNet's call copies from {source.device.type} to {to.type}")
+            raise CannotPrepare(f"the UNet's call copies from {source.device.type} to {to.type}")
         if self._replayed is None:
             self.constants.append(func(*args, **kwargs))
             return self.constants[-1]
         if self._replayed == len(self.constants):
-            raise Unsupported("backend", "the UNet's call does not do the same each time")
+            raise CannotPrepare("the UNet's call does not do the same each time")
         self._replayed += 1
         return self.constants[self._replayed - 1]
 

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from sdxl_optim.backends.call.body import Arguments
+from sdxl_optim.backends.call.arguments import Arguments
 from sdxl_optim.backends.call.foreign_hooks import is_untouched
 from sdxl_optim.backends.rewrites.side_stream import SideStream
 from sdxl_optim.backends.rewrites.triton.substitute import kernels_substituted

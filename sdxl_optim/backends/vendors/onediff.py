@@ -10,11 +10,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from sdxl_optim.backends.api import Tensors
+from sdxl_optim.backends.api import CannotPrepare, Tensors
 from sdxl_optim.backends.call.traced import traced
 from sdxl_optim.backends.cudagraph import CudaGraph
 from sdxl_optim.backends.environment import Environment
-from sdxl_optim.errors import Unsupported
 
 RUNTIMES = ("nexfort", "oneflow")
 OPTIONS = {"nexfort": {"mode": "max-optimize:max-autotune:low-precision"}}
@@ -73,7 +72,7 @@ class OneDiff:
 
 def _plain(body):
     if body.kind.cached or body.kind.freeu or body.kind.branch is not None:
-        raise Unsupported("backend", "oneflow runs neither FreeU nor DeepCache")
+        raise CannotPrepare("oneflow runs neither FreeU nor DeepCache")
     return body
 
 

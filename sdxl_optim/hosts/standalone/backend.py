@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from sdxl_optim import backends
 from sdxl_optim.backends.environment import read_environment
 from sdxl_optim.backends.execution import Execution
+from sdxl_optim.backends.pool import ExecutionPool
 from sdxl_optim.planning.plan import Note
 from sdxl_optim.report import JobReport
 from sdxl_optim.settings import Backend, Settings
 from sdxl_optim.techniques.accumulation import fp16_accumulation, why_no_fp16_accumulation
 
-_executions: dict[str, Execution] = {}
+executions = ExecutionPool()
 
 
 def why_not(settings: Settings) -> str | None:
@@ -29,15 +30,9 @@ def why_not(settings: Settings) -> str | None:
 
 
 def execution_of(name: str) -> Execution | None:
-    """The named backend at work; the same from request to request. Others free what they keep."""
-    for other, execution in _executions.items():
-        if other != name:
-            execution.release()
-    if name == "eager":
-        return None
-    if name not in _executions:
-        _executions[name] = Execution(backends.create(name))
-    return _executions[name]
+    """The named backend's execution, the same from request to request. Others free what they keep."""
+    executions.release_others(name)
+    return executions.get(name)
 
 
 @contextmanager

@@ -11,9 +11,10 @@ from torch import nn
 
 from modules import devices, lowvram, paths, sd_hijack, sd_unet, shared
 from sdxl_optim import backends
+from sdxl_optim.backends.api import CannotPrepare, HostHooks
 from sdxl_optim.backends.environment import Environment, read_environment
 from sdxl_optim.backends.execution import Execution
-from sdxl_optim.errors import Unsupported
+from sdxl_optim.backends.pool import ExecutionPool
 from sdxl_optim.hosts.webui import attention
 from sdxl_optim.hosts.webui.job import Job
 from sdxl_optim.planning.plan import Note
@@ -23,8 +24,6 @@ from sdxl_optim.techniques.accumulation import fp16_accumulation, why_no_fp16_ac
 MOVED = "--medvram and --lowvram move the weights in and out of the card"
 # The layers into whose weights the built-in LoRA merges.
 MERGED = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.MultiheadAttention)
-
-_executions: dict[str, Execution] = {}
 
 
 def environment() -> Environment:
@@ -61,20 +60,13 @@ def why_not(settings: Settings) -> str | None:
 
 
 def execution_of(name: str) -> Execution | None:
-    """The named backend at work; the same from request to request."""
-    if name == "eager":
-        return None
-    if name not in _executions:
-        backend = backends.create(name, Path(paths.data_path) / "cache" / "sdxl_optim")
-        _executions[name] = Execution(backend, surroundings, is_idle_patch, tell_progress)
-    return _executions[name]
+    """The named backend's execution, the same from request to request."""
+    return executions.get(name)
 
 
 def release_others(name: str) -> None:
     """A request begins that uses the named backend: what others keep on the device is freed."""
-    for other, execution in _executions.items():
-        if other != name:
-            execution.release()
+    executions.release_others(name)
 
 
 def tell_progress(text: str) -> None:
@@ -104,14 +96,11 @@ def _refused(job: Job, feature: str, reason: str | None) -> bool:
 # --- what a call depends on
 
 
-def surroundings(unet: nn.Module) -> Hashable:
-    """Apply the LoRAs that the host would apply in the layers' own calls; what else decides the call's operations.
-
-    Raises Unsupported where each call has to run its Python.
-    """
+def fingerprint(unet: nn.Module) -> Hashable:
+    """Whatever of the WebUI's state decides which operations a call of `unet` runs."""
     options = shared.opts
     return (
-        _apply_loras(unet),
+        _wanted_loras(),
         tuple(shared.loaded_hypernetworks),
         sd_hijack.model_hijack.circular_enabled,
         getattr(shared.sd_model, "applied_token_merged_ratio", 0),
@@ -124,21 +113,30 @@ def surroundings(unet: nn.Module) -> Hashable:
 _applied: dict[int, Hashable] = {}  # by id of the UNet: the LoRAs that its layers were last brought to
 
 
-def _apply_loras(unet: nn.Module) -> Hashable:
+def _wanted_loras() -> Hashable:
     networks = sys.modules.get("networks")
     if networks is None:
         return None
-    wanted = tuple((n.name, n.te_multiplier, n.unet_multiplier, n.dyn_dim) for n in networks.loaded_networks)
+    return tuple((n.name, n.te_multiplier, n.unet_multiplier, n.dyn_dim) for n in networks.loaded_networks)
+
+
+def apply_loras(unet: nn.Module) -> None:
+    """Merge the LoRAs that the WebUI would otherwise merge in the layers' own calls.
+
+    Raises CannotPrepare if they are no part of the weights.
+    """
+    wanted = _wanted_loras()
+    if wanted is None:
+        return
     if wanted and shared.opts.lora_functional:
-        raise Unsupported("backend", "the setting lora_functional applies LoRAs in each call")
+        raise CannotPrepare("the setting lora_functional applies LoRAs in each call")
     first = next(m for m in unet.modules() if isinstance(m, MERGED))
     if _applied.get(id(unet)) != wanted or getattr(first, "network_current_names", ()) != wanted:
         for module in unet.modules():
             if isinstance(module, MERGED):
-                networks.network_apply_weights(module)
+                sys.modules["networks"].network_apply_weights(module)
         _applied.clear()
         _applied[id(unet)] = wanted
-    return wanted
 
 
 def is_idle_patch(module: nn.Module) -> bool:
@@ -147,5 +145,10 @@ def is_idle_patch(module: nn.Module) -> bool:
     if tiles is None:
         return False
     if tiles.enabled:
-        raise Unsupported("backend", "Hypertile draws its tiles anew in each call")
+        raise CannotPrepare("Hypertile draws its tiles anew in each call")
     return True
+
+
+executions = ExecutionPool(
+    HostHooks(apply_loras, fingerprint, is_idle_patch, tell_progress), Path(paths.data_path) / "cache" / "sdxl_optim"
+)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from sdxl_optim.backends.call.body import HALF
+from sdxl_optim.backends.api import HALF
 from sdxl_optim.backends.rewrites.layers import multiprocessors
 from sdxl_optim.backends.rewrites.triton.kernels import empty_for, has_heads
 

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sdxl_optim.backends.call.body import HALF
+from sdxl_optim.backends.api import HALF
 
 MOST_KEYS = 128  # that short_attention holds at once
 ROWS = 64  # of queries, in one program of it
