@@ -44,7 +44,12 @@ ROWS = {
     (3, 4, 5): ("three", ("in a row",)),
     (1, 4, 7): ("three", ("in a column",)),
 }
-RELATIONS = {(1, 7): "above", (7, 1): "below", (3, 5): "to the left of", (5, 3): "to the right of"}
+RELATIONS: dict[tuple[int, ...], str] = {
+    (1, 7): "above",
+    (7, 1): "below",
+    (3, 5): "to the left of",
+    (5, 3): "to the right of",
+}
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ def _counted(scene: Scene, rng: random.Random):
     return [(f"{number} {noun} {pick(rng, arrangements)}", named)]
 
 
-def _listed(scene: Scene, rng: random.Random, full: bool):
+def _listed(scene: Scene, rng: random.Random, full: bool) -> list[tuple[str, Named | None]]:
     things = list(scene.things)
     if len(things) == 2 and rng.random() < 0.5:
         things.reverse()
@@ -139,7 +144,7 @@ def _listed(scene: Scene, rng: random.Random, full: bool):
     if not full and rng.random() < 0.08:
         named = [replace(n, cell=None) for n in named]
     place_first = rng.random() < 0.35
-    pieces = []
+    pieces: list[tuple[str, Named | None]] = []
     for i, thing in enumerate(named):
         place = pick(rng, PLACES[CELLS[thing.cell]]) if thing.cell is not None else ""
         noun = _noun(thing)

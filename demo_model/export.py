@@ -178,11 +178,13 @@ def sgm_unet_name(name: str, layers: int) -> str:
         "conv2": "out_layers.3",
         "conv_shortcut": "skip_connection",
     }
-    block, kind, index, rest = re.fullmatch(
+    found = re.fullmatch(
         r"(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)",
         name,
-    ).groups()
-    index = int(index)
+    )
+    if found is None:
+        raise ValueError(f"{name}: no parameter of a diffusers UNet")
+    block, kind, index, rest = found[1], found[2], int(found[3]), found[4]
     if kind == "resnets":
         part, _, leaf = rest.partition(".")
         rest = f"{resnet[part]}.{leaf}"
@@ -244,7 +246,7 @@ def clip_tensors(config: TextConfig, weights: Path = WEIGHTS) -> Tensors:
             out[f"{layer}layer_norm{j}.weight"] = own[f"{mine}{norm}.weight"] if mine else torch.ones(width, dtype=half)
             out[f"{layer}layer_norm{j}.bias"] = own[f"{mine}{norm}.bias"] if mine else torch.zeros(width, dtype=half)
         for end in ("weight", "bias"):
-            qkv = own[f"{mine}qkv.{end}"].chunk(3) if mine else None
+            qkv = own[f"{mine}qkv.{end}"].chunk(3) if mine else ()
             empty = (width, width)[: 2 if end == "weight" else 1]
             for j, name in enumerate(("q_proj", "k_proj", "v_proj")):
                 out[f"{layer}self_attn.{name}.{end}"] = qkv[j] if mine else torch.zeros(empty, dtype=half)

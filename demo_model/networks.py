@@ -6,6 +6,7 @@ Sizes: [B, 4, 32, 32] latents of [B, 3, 256, 256] pictures; context [B, 77, 64 +
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ SCALING_FACTOR = 0.13025  # SDXL's; the VAE's latents are scaled so that this ve
 # Of the latents that the UNet sees. Nearly all of a scene is a muted background and its things lie some five deviations
 # off: at one deviation, their colours would show through SDXL's last timestep's noise, and never be read in the prompt.
 LATENT_DEVIATION = 0.25
-UNET = {
+UNET: dict[str, Any] = {
     "sample_size": 32,
     "in_channels": 4,
     "out_channels": 4,
@@ -42,7 +43,7 @@ REFINER_UNET = UNET | {
     "cross_attention_dim": 256,
     "projection_class_embeddings_input_dim": 256 + 5 * 32,
 }
-VAE = {
+VAE: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 3,
     "latent_channels": 4,
@@ -117,6 +118,7 @@ class TextEncoder(nn.Module):
 
     def __init__(self, config: TextConfig):
         super().__init__()
+        self.tokens: torch.Tensor
         self.register_buffer("tokens", token_embeddings(config).float(), persistent=False)
         self.position = nn.Parameter(0.2 * torch.randn(tokenizer.LENGTH, config.width))
         self.layers = nn.ModuleList(TextLayer(config) for _ in range(config.layers))

@@ -19,7 +19,7 @@ def add_to(commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write both reports anew and print the comparison; the exit code."""
+    """Write both reports again and print the comparison; the exit code."""
     from sdxl_optim.bench.compare import comparison_text
     from sdxl_optim.bench.report import write_report
     from sdxl_optim.bench.results import ABOUT, Results

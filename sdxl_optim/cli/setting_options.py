@@ -10,7 +10,7 @@ from typing import Any
 from sdxl_optim import settings
 from sdxl_optim.cli import options
 from sdxl_optim.errors import SettingsError
-from sdxl_optim.settings import Field, Settings
+from sdxl_optim.settings import Field, FieldPath, Settings
 
 SHORT = {"memory.offload": "offload", "memory.weights": "weights"}
 
@@ -29,14 +29,14 @@ def add(parser: argparse.ArgumentParser) -> None:
             names.append(f"--{title}")
         if field.name in SHORT:
             names.append(f"--{SHORT[field.name]}")
-        more = {"nargs": "?", "const": "true"} if field.declaration.kind == "toggle" else {}
+        more: dict[str, Any] = {"nargs": "?", "const": "true"} if field.declaration.kind == "toggle" else {}
         more |= {"dest": field.name, "default": argparse.SUPPRESS}
         options.add_declared(groups[title], names, field.declaration, **more)
 
 
 def read(args: argparse.Namespace) -> Settings:
     """`--settings`, then the single options over it. Raises SettingsError."""
-    flat = {("enabled",): True}
+    flat: dict[FieldPath, Any] = {("enabled",): True}
     if args.settings:
         flat |= settings.read_dict(_read_json(args.settings))
     given = {f.path: getattr(args, f.name) for f in _fields() if hasattr(args, f.name)}
