@@ -181,8 +181,7 @@ def write_charts(rows: Sequence[Row], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, chart in charts(rows).items():
         if chart.points:
-            svg = chart.svg().replace("background:transparent;color:currentColor", "background:white;color:black")
-            (folder / f"{name}.svg").write_text(svg + "\n", "utf-8")
+            (folder / f"{name}.svg").write_text(chart.svg("white", "black"), "utf-8")
 
 
 def fill(page: Path, rows: Sequence[Row]) -> None:

@@ -1,17 +1,21 @@
-"""Scatter charts as inline SVG: nothing to install, nothing to fetch, readable in the WebUI and in a saved page."""
+"""Scatter charts as inline SVG, which fetches nothing and takes its ink from the page that it stands in."""
 
 from __future__ import annotations
 
-import math
+import importlib.util
+import io
+import re
+import threading
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 640, 360
-LEFT, RIGHT, TOP, BOTTOM = 64, 20, 16, 48
-STYLE = (
-    "font:12px system-ui,sans-serif;max-width:100%;height:auto;background:transparent;color:currentColor;display:block"
-)
+WIDTH, HEIGHT = 8.0, 4.5  # matplotlib's inches, of which one is 72 units of the SVG
+INK = "#010203"  # drawn with; the page's own colour is put in its place
+BLUE, ORANGE = "#3b7dd8", "#d9622b"
+LONGEST_NAME = 34
+_one_at_a_time = threading.Lock()  # matplotlib's options are the process's
 
 
 @dataclass(frozen=True)
@@ -34,23 +38,24 @@ class Scatter:
     def html(self) -> str:
         return f"<h2>{escape(self.title)}</h2>\n<div class='wide'>{self.svg()}</div>" if self.points else ""
 
-    def svg(self) -> str:
-        xs, ys = (
-            _Axis([p.x for p in self.points], LEFT, WIDTH - RIGHT),
-            _Axis([p.y for p in self.points], HEIGHT - BOTTOM, TOP),
-        )
-        best = pareto_front(self.points) if self.front else []
-        parts = [*_grid(xs, ys), _axis_names(self.x_label, self.y_label)]
-        if len(best) > 1:
-            line = " ".join(f"{xs.at(p.x):.1f},{ys.at(p.y):.1f}" for p in best)
-            parts.append(f'<polyline points="{line}" fill="none" stroke="#d9622b" stroke-width="1.5"/>')
-        parts += [_circle(p, xs.at(p.x), ys.at(p.y), p in best) for p in self.points]
-        names = _Names()
-        parts += [
-            names.write(p.name, xs.at(p.x), ys.at(p.y)) for p in [*best, *(p for p in self.points if p not in best)]
-        ]
-        size = f'viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
-        return f'<svg xmlns="http://www.w3.org/2000/svg" {size} style="{STYLE}" role="img">{"".join(parts)}</svg>'
+    def svg(self, paper: str = "transparent", ink: str = "currentColor") -> str:
+        """Each point is a group of the class "point" with its name and values as its title, which shows under the
+        mouse."""
+        from matplotlib import rc_context
+
+        options = {"svg.fonttype": "none", "svg.hashsalt": self.title}  # text as text, the same names each time
+        with _one_at_a_time, rc_context(options), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # by which it measures; the page's font has them
+            svg = _plain(_drawn(self))
+        for k, p in enumerate(self.points):
+            title = f'<g class="point"><title>{escape(p.name)}: {p.x:.3g}, {p.y:.3g}</title>'
+            svg = svg.replace(f'<g id="point-{k}">', title)
+        style = f"font-family:system-ui,sans-serif;max-width:100%;height:auto;background:{paper};color:{ink}"
+        return svg.replace("<svg ", f'<svg role="img" style="{style}" ', 1)
+
+
+def can_be_drawn() -> bool:
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
@@ -62,64 +67,52 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
     return front
 
 
-class _Axis:
-    """A range with round ticks, and where on the drawing (from `low` to `high` pixels) a value lies."""
+def _drawn(chart: Scatter):
+    from matplotlib.figure import Figure  # takes a second, which only a chart pays
 
-    def __init__(self, values: Sequence[float], low: float, high: float):
-        least, most = min(values), max(values)
-        if least == most:
-            least, most = least - abs(least) * 0.1 - 0.01, most + abs(most) * 0.1 + 0.01
-        step = 10 ** math.floor(math.log10((most - least) / 4))
-        step = next(step * k for k in (1, 2, 5, 10) if (most - least) / (step * k) <= 6)
-        first, last = math.floor(least / step), math.ceil(most / step)
-        self.ticks = [k * step for k in range(first, last + 1)]
-        self.digits = max(0, -math.floor(math.log10(step)))
-        self._low, self._high = low, high
-
-    def at(self, value: float) -> float:
-        first, last = self.ticks[0], self.ticks[-1]
-        return self._low + (value - first) / (last - first) * (self._high - self._low)
-
-
-def _grid(xs: _Axis, ys: _Axis) -> list[str]:
-    line = '<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" stroke="currentColor" stroke-opacity=".15"/>'
-    text = '<text x="{:.1f}" y="{:.1f}" text-anchor="{}" fill="currentColor" fill-opacity=".7">{:.{}f}</text>'
-    parts = []
-    for tick in xs.ticks:
-        parts.append(line.format(xs.at(tick), TOP, xs.at(tick), HEIGHT - BOTTOM))
-        parts.append(text.format(xs.at(tick), HEIGHT - BOTTOM + 16, "middle", tick, xs.digits))
-    for tick in ys.ticks:
-        parts.append(line.format(LEFT, ys.at(tick), WIDTH - RIGHT, ys.at(tick)))
-        parts.append(text.format(LEFT - 6, ys.at(tick) + 4, "end", tick, ys.digits))
-    return parts
+    figure = Figure((WIDTH, HEIGHT), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(chart.x_label, color=INK)
+    axes.set_ylabel(chart.y_label, color=INK)
+    axes.tick_params(colors=INK, length=0)
+    axes.grid(color=INK, alpha=0.15, clip_on=False)
+    axes.spines[:].set_visible(False)
+    axes.set_axisbelow(True)
+    best = pareto_front(chart.points) if chart.front else []
+    axes.plot([p.x for p in best], [p.y for p in best], color=ORANGE, clip_on=False)
+    for k, p in enumerate(chart.points):
+        axes.plot(p.x, p.y, "o", color=ORANGE if p in best else BLUE, alpha=0.85, clip_on=False, gid=f"point-{k}")
+    figure.draw_without_rendering()  # places the axes, by which the names are placed
+    _write_names(axes, [*best, *(p for p in chart.points if p not in best)])
+    return figure
 
 
-def _axis_names(x: str, y: str) -> str:
-    across, down = (LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2
-    text = '<text transform="translate({} {}) rotate({})" text-anchor="middle" fill="currentColor">{}</text>'
-    return text.format(across, HEIGHT - 10, 0, escape(x)) + text.format(14, down, -90, escape(y))
+def _write_names(axes, points: Sequence[Point]) -> None:
+    """Beside the points; a name that would cover an earlier one is left out."""
+    taken, (low, high) = [], axes.get_xlim()
+    for p in points:
+        name = p.name if len(p.name) <= LONGEST_NAME else p.name[: LONGEST_NAME - 1] + "…"
+        left = p.x > low + 0.6 * (high - low)
+        place = {"xytext": (-8 if left else 8, 0), "ha": "right" if left else "left", "va": "center"}
+        text = axes.annotate(
+            name, (p.x, p.y), textcoords="offset points", color=INK, fontsize=9, parse_math=False, **place
+        )
+        text.set_in_layout(False)
+        box = text.get_window_extent()
+        if any(box.overlaps(other) for other in taken):
+            text.remove()
+        else:
+            taken.append(box)
 
 
-def _circle(p: Point, x: float, y: float, best: bool) -> str:
-    colour = "#d9622b" if best else "#3b7dd8"
-    title = f"<title>{escape(p.name)}: {p.x:.3g}, {p.y:.3g}</title>"
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{colour}" fill-opacity=".85">{title}</circle>'
-
-
-class _Names:
-    """Writes names beside points, those that would cover another left out (they show under the mouse)."""
-
-    def __init__(self):
-        self._taken: list[tuple[float, float, float, float]] = []
-
-    def write(self, name: str, x: float, y: float) -> str:
-        name = name if len(name) <= 34 else name[:33] + "…"
-        width, left = 6 * len(name), x > WIDTH * 0.6
-        x = x - 8 if left else x + 8
-        box = (x - width if left else x, y - 6, x if left else x + width, y + 6)
-        if any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in self._taken):
-            return ""
-        self._taken.append(box)
-        anchor = "end" if left else "start"
-        place = f'x="{x:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}"'
-        return f'<text {place} fill="currentColor" font-size="11">{escape(name)}</text>'
+def _plain(figure) -> str:
+    """The SVG element, to stand in a page beside others: no style of its own that would reach them, no names but those
+    that are referred to, the page's ink and font."""
+    file = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg ") :].replace(INK, "currentColor")
+    svg = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
+    svg = re.sub(r' id="[a-z.0-9]+_\d+"', "", svg)
+    return re.sub(r"font-family: [^;\"]*;? ?", "", svg)

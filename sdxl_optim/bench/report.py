@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 
 from sdxl_optim.bench import perceptual
-from sdxl_optim.bench.charts import Point, Scatter
-from sdxl_optim.bench.html import Picture, Pictures, Table, page
+from sdxl_optim.bench.charts import Point, Scatter, can_be_drawn
+from sdxl_optim.bench.page import Gallery, Picture, page
 from sdxl_optim.bench.quality import compare_all
 from sdxl_optim.bench.results import Results, Row, write_csv, write_json
 
@@ -35,6 +35,7 @@ SHOWN = {
     "it/s": lambda r: _text(r.its, 2),
     "Allocated MiB": lambda r: _text(_mib(r.allocated_bytes)),
     "Reserved MiB": lambda r: _text(_mib(r.reserved_bytes)),
+    "Process MiB": lambda r: _text(_mib(r.process_bytes)),
     "Full + cached": lambda r: "" if r.full is None else f"{r.full} + {r.cached}",
     "Rows": lambda r: "" if r.rows is None else f"{r.rows} of {r.stock_rows}",
     "Decoder": lambda r: r.decoder,
@@ -42,12 +43,14 @@ SHOWN = {
     "PSNR dB": lambda r: _text(r.psnr, 2),
     "MAD": lambda r: _text(r.mad, 2),
     "LPIPS": lambda r: _text(r.lpips, 4),
+    "As prompted": lambda r: "" if r.as_prompted is None else f"{r.as_prompted:.0%}",
     "Notes": lambda r: r.notes,
 }
 SHARED = ("Steps", "Decoder")  # not a column where it is the same in all rows: it stands above the table
 WORDS = ("Settings", "Group", "Decoder", "Notes")
-MEANS = ("seconds", "first_seconds", "sampling_seconds", "decode_seconds", "its", "ssim", "psnr", "mad", "lpips")
-GREATEST = ("allocated_bytes", "reserved_bytes")
+MEANS = ("seconds", "first_seconds", "sampling_seconds", "decode_seconds", "its", "ssim", "psnr", "mad", "lpips",
+         "as_prompted")  # fmt: skip
+GREATEST = ("allocated_bytes", "reserved_bytes", "process_bytes")
 
 
 def write_report(results: Results) -> list[Row]:
@@ -122,7 +125,9 @@ def markdown(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
 
 
 def charts(rows: Sequence[Row]) -> list[Scatter]:
-    """Seconds against quality with the Pareto front, and seconds against memory."""
+    """Seconds against quality with the Pareto front, and seconds against memory; none without matplotlib."""
+    if not can_be_drawn():
+        return []
     timed = [r for r in rows if r.seconds is not None]
     similar = [Point(_name(r), r.seconds, r.ssim) for r in timed if r.ssim is not None]
     quality = Scatter("Time and similarity", "seconds a picture", "SSIM to stock", similar, front=True)
@@ -147,8 +152,10 @@ def what_is_missing(rows: Sequence[Row]) -> list[str]:
         missing.append("SSIM is missing: it takes scikit-image (pip install scikit-image).")
     if compared and all(r.lpips is None for r in compared):
         missing.append(perceptual.missing() or "LPIPS is missing: it could not be computed of these pictures.")
-    if rows and all(r.allocated_bytes is None for r in rows):
+    if rows and all(r.allocated_bytes is None and r.process_bytes is None for r in rows):
         missing.append("Peak memory is missing: it is measured on CUDA alone.")
+    if rows and not can_be_drawn():
+        missing.append("Charts are missing: they take matplotlib (pip install matplotlib).")
     return missing
 
 
@@ -156,8 +163,8 @@ def _page(results: Results, rows: list[Row], means: list[Row]) -> str:
     headings, cells = table_of(means)
     intro = [*filter(None, [results.about().get("note")]), *what_is_shared(rows)]
     note = " ".join(["Click on a heading to sort.", *what_is_missing(rows)])
-    table = Table("Measured", headings, cells, note, text=WORDS)
-    return page(_title(results), intro, [table, *charts(means), *_galleries(results, rows), _Sorting()])
+    galleries = _galleries(results, rows)
+    return page(_title(results), intro, headings, cells, note, WORDS, charts(means), galleries, what_ran(rows))
 
 
 def _title(results: Results) -> str:
@@ -186,14 +193,26 @@ def what_is_shared(rows: Sequence[Row]) -> list[str]:
     return [" · ".join(parts)] if parts else []
 
 
-def _galleries(results: Results, rows: Sequence[Row]) -> list[Pictures]:
+def _galleries(results: Results, rows: Sequence[Row]) -> list[Gallery]:
+    """A group's pictures, with its prompt where the result keeps the prompts' texts."""
     galleries: dict[str, list[Picture]] = {}
     shown = [r for r in rows if r.run == 1 and r.picture][:MAX_PICTURES]
     for row in shown:
         picture = results.picture(row.picture)
         if picture is not None:
-            galleries.setdefault(row.group or row.prompt, []).append(Picture(picture, row.case, in_short(row)))
-    return [Pictures(name or "Pictures", pictures) for name, pictures in galleries.items()]
+            name = f"{row.prompt}, seed {row.seed}" if row.group == row.prompt and row.prompt else row.group
+            galleries.setdefault(name or row.prompt, []).append(Picture(picture, row.case, in_short(row)))
+    texts = {f"{p['name']}, seed {p['seed']}": p["text"] for p in results.about().get("prompts", [])}
+    return [Gallery(name or "Pictures", pictures, texts.get(name, "")) for name, pictures in galleries.items()]
+
+
+def what_ran(rows: Sequence[Row]) -> list[str]:
+    """A line a case, of its first row that ran."""
+    first: dict[str, str] = {}
+    for row in rows:
+        if row.ran:
+            first.setdefault(row.case, f"{row.case}: {row.ran}")
+    return list(first.values())
 
 
 def in_short(row: Row) -> str:
@@ -207,31 +226,9 @@ def in_short(row: Row) -> str:
         parts.append(f"SSIM {row.ssim:.3f}")
     elif row.psnr is not None:
         parts.append(f"PSNR {row.psnr:.1f} dB")
+    if row.as_prompted is not None:
+        parts.append("as prompted" if row.as_prompted == 1 else "not as prompted")
     return ", ".join(parts)
-
-
-class _Sorting:
-    """A click on a table's heading sorts by it, a second one the other way round; a dash is always last."""
-
-    def html(self) -> str:
-        return """<style>th { cursor: pointer; user-select: none; }</style><script>
-for (const table of document.querySelectorAll("table")) {
-  [...table.tHead.rows[0].cells].forEach((head, k) => head.addEventListener("click", () => {
-    const down = head.dataset.sorted === "up" ? -1 : 1, body = table.tBodies[0];
-    for (const cell of table.tHead.rows[0].cells) delete cell.dataset.sorted;
-    head.dataset.sorted = down === 1 ? "up" : "down";
-    const value = row => row.cells[k].textContent.trim();
-    const number = text => text === "inf" ? Infinity : parseFloat(text);
-    const sorted = [...body.rows].sort((a, b) => {
-      const x = value(a), y = value(b);
-      if (x === "–" || y === "–") return (x === "–") - (y === "–");
-      const n = number(x), m = number(y);
-      return down * (isNaN(n) || isNaN(m) ? x.localeCompare(y) : n === m ? 0 : n - m);
-    });
-    body.append(...sorted);
-  }));
-}
-</script>"""
 
 
 def _name(row: Row) -> str:

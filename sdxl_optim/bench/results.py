@@ -157,6 +157,20 @@ class Results:
             write_atomically(folder / ABOUT, json.dumps({"made": time.strftime("%Y-%m-%d %H:%M"), **about}, indent=1))
         return results
 
+    @classmethod
+    def restarted(cls, folder: Path, kind: str, **about) -> Results:
+        """A new result in `folder`; an earlier one of this kind is deleted there, with nothing but what it wrote.
+
+        Raises ValueError where another result is.
+        """
+        earlier = cls(folder)
+        if earlier.about().get("kind", kind) != kind or (earlier.rows() and not earlier.about()):
+            raise ValueError(f"{folder} holds another result")
+        files = [earlier.folder / PICTURES / row.picture for row in earlier.rows() if row.picture]
+        for file in (*files, earlier.folder / ROWS, earlier.folder / ABOUT):
+            file.unlink(missing_ok=True)
+        return cls.opened(folder, kind=kind, **about)
+
     def about(self) -> dict:
         try:
             return json.loads((self.folder / ABOUT).read_text("utf-8"))

@@ -52,6 +52,8 @@ class Runner:
     """Runs a benchmark into a result's folder. `run` returns early once `stop` was asked for.
 
     order: the cases' names as the rows are to stand, where `cases` are a part of them.
+    by_prompt: all cases of a prompt, then of the next, so that a machine that is busy for a while slows all cases
+    alike; otherwise case by case, which brings the weights to their places once a case.
     """
 
     def __init__(
@@ -63,12 +65,14 @@ class Runner:
         runs: int = 1,
         warm_up: int = 0,
         order: Sequence[str] = (),
+        by_prompt: bool = False,
     ):
         self.host, self.results, self.cases, self.prompts = host, results, cases, prompts
-        self.runs, self.warm_up = runs, warm_up
+        self.runs, self.warm_up, self.by_prompt = runs, warm_up, by_prompt
         self.order = list(order) or [case.name for case in cases]
         self._stop = False
         self._seconds: list[float] = []
+        self._first: dict[str, float | None] = {}  # a case's name → seconds of its first run
 
     def stop(self) -> None:
         self._stop = True
@@ -88,9 +92,11 @@ class Runner:
             if not self.host.why_not(case)
         )
         self._done, self._report_progress = 0, on_progress
+        self._given_up: set[str] = set()  # names of cases that can't run
         try:
-            for case, tasks in missing.items():
-                self._run_or_note(case, tasks)
+            for case, tasks in self._in_order(missing):
+                if case.name not in self._given_up:
+                    self._run_or_note(case, tasks)
         except Stopped:
             pass
         finally:
@@ -116,26 +122,40 @@ class Runner:
         }
         return {case: todo for case, todo in tasks.items() if todo}
 
+    def _in_order(self, missing: dict[Case, list[tuple[Prompt, int]]]) -> list[tuple[Case, list[tuple[Prompt, int]]]]:
+        if not self.by_prompt:
+            return list(missing.items())
+        by_prompt = [
+            (case, [task for task in tasks if task[0] == prompt])
+            for prompt in self.prompts
+            for case, tasks in missing.items()
+        ]
+        return [(case, tasks) for case, tasks in by_prompt if tasks]
+
     def _run_or_note(self, case: Case, tasks: list[tuple[Prompt, int]]) -> None:
         """A case that fails (memory that does not suffice, most often) is noted, and the next ones are run."""
         try:
             self._run_case(case, tasks)
         except RuntimeError as error:
-            self.results.append(Row(case.name, notes=f"failed: {(str(error).splitlines() or [repr(error)])[0]}"))
+            self._give_up(case, f"failed: {(str(error).splitlines() or [repr(error)])[0]}")
+
+    def _give_up(self, case: Case, why: str) -> None:
+        self._given_up.add(case.name)
+        self.results.append(Row(case.name, notes=why))
 
     def _run_case(self, case: Case, tasks: list[tuple[Prompt, int]]) -> None:
         reason = self.host.why_not(case)
         if reason:
-            self.results.append(Row(case.name, notes=f"not run: {reason}"))
+            self._give_up(case, f"not run: {reason}")
             return
         with self.host.opened(case):
-            first = None
-            for _ in range(self.warm_up):
-                first = first or self._make(case, self._to_warm_up(case), "warm-up")[0][1].seconds
+            for _ in range(self.warm_up if case.name not in self._first else 0):
+                made = self._make(case, self._to_warm_up(case), "warm-up")
+                self._first.setdefault(case.name, made[0][1].seconds)
             for prompts, run in _at_once(case, tasks):
                 what = prompts[0].name if len(prompts) == 1 else f"{len(prompts)} prompts"
                 made = self._make(case, prompts, f"{what}, run {run}")
-                first = first or made[0][1].seconds
+                first = self._first.setdefault(case.name, made[0][1].seconds)
                 for prompt, (picture, row, infotext) in zip(prompts, made, strict=True):
                     own = {"case": case.name, "group": prompt.name, "prompt": prompt.name, "run": run}
                     row = dataclasses.replace(row, **own, stock=case.stock, first_seconds=first)

@@ -80,6 +80,22 @@ def test_all_cases_prompts_and_runs(results):
     assert all(p.seconds_left >= 0 for p in seen[2:])
 
 
+def test_prompt_by_prompt_a_busy_machine_slows_all_cases_alike(results):
+    host, seen = Painter(), []
+    Runner(host, results, CASES, PROMPTS, warm_up=1, by_prompt=True).run(seen.append)
+    runs = [("Stock", "p")] * 2 + [("freeu", "p")] * 2 + [("cutoff 0.5", "p")] * 2
+    assert host.made == runs + [(case, "q") for case in ("Stock", "freeu", "cutoff 0.5")]
+    rows = results.rows()
+    assert [(r.case, r.prompt, r.first_seconds) for r in rows] == [
+        *(("Stock", p, 1.0) for p in "pq"),
+        *(("freeu", p, 3.0) for p in "pq"),
+        ("OneDiff", "", None),  # said once
+        *(("cutoff 0.5", p, 5.0) for p in "pq"),
+    ]
+    assert all(r.mad == (0 if r.stock else 9) for r in rows if r.seconds)
+    assert seen[-1].done == seen[-1].total == 9
+
+
 @pytest.mark.parametrize("stop_at", [0, 1, 3, 5])
 def test_what_is_done_is_kept_and_not_made_again(results, stop_at):
     Runner(Painter(stop_at=stop_at), results, CASES, PROMPTS).run()

@@ -15,6 +15,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("DeepCache")
 
 from sdxl_optim import cli
+from sdxl_optim.bench.results import Results
 from sdxl_optim.hosts.standalone import demo, tiny
 
 SHORT = ["--prompt", "a bee", "--steps", "12", "--width", "64", "--height", "64", "--device", "cpu"]
@@ -165,8 +166,11 @@ def test_demo_in_a_process_of_its_own(tmp_path):
         "7 of 8 rows",
     ):
         assert word in text
-    assert len(list(tmp_path.glob("*.png"))) == 24
-    assert "96/96" in done.stderr
+    results = Results(tmp_path)
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == len(results.rows()) == 24
+    assert all(row.as_prompted in (0, 1) for row in results.rows())
+    assert {(row.full, row.cached) for row in results.rows() if row.case == "DeepCache"} == {(2, 2)}
+    assert "24/24" in done.stderr
 
 
 def test_the_demo_says_when_its_pictures_mean_nothing(monkeypatch):

@@ -54,7 +54,7 @@ def test_a_page_is_filled_twice_the_same(tmp_path, rows):
     assert text.endswith("Conclusions.\n")
     charts = sorted(p.name for p in (tmp_path / "images").iterdir())
     assert charts == sorted(f"{name}.svg" for name in study_report.charts(rows))
-    assert all("<circle" in (tmp_path / "images" / name).read_text() for name in charts)
+    assert all('<g class="point">' in (tmp_path / "images" / name).read_text() for name in charts)
 
 
 @pytest.fixture(scope="module")

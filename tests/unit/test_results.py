@@ -4,13 +4,14 @@ import csv
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from sdxl_optim.bench import quality
+from sdxl_optim.bench import quality, report
 from sdxl_optim.bench.charts import Point, Scatter, pareto_front
 from sdxl_optim.bench.report import FILES, summary, table_of, write_report
 from sdxl_optim.bench.results import (
@@ -100,6 +101,21 @@ def test_results_are_listed_newest_first_and_deleted(tmp_path):
         Results(tmp_path).delete()
 
 
+def test_a_result_takes_the_place_of_one_of_its_kind_alone(tmp_path):
+    folder = tmp_path / "out"
+    first = Results.restarted(folder, "demo", title="one")
+    (folder / "pictures").mkdir()
+    (folder / "pictures" / "mine.png").write_bytes(b"mine")
+    first.append(Row("a", seconds=1.0), picture())
+    second = Results.restarted(folder, "demo", title="two")
+    assert second.rows() == []
+    assert second.about()["title"] == "two"
+    assert [file.name for file in (folder / "pictures").iterdir()] == ["mine.png"]
+    with pytest.raises(ValueError, match="holds another result"):
+        Results.restarted(folder, "bench")
+    assert second.about()["kind"] == "demo"
+
+
 @pytest.mark.parametrize("noise", [0.3, 5, 60])
 def test_quality_is_scikit_images(results, noise):
     metrics = pytest.importorskip("skimage.metrics")
@@ -179,7 +195,8 @@ def test_the_report_is_one_page_of_its_own(results):
     assert all((results.folder / name).is_file() for name in FILES)
     page = (results.folder / "report.html").read_text("utf-8")
     assert page.count('src="data:image/') == 2
-    assert not [word for word in ('src="http', "href=", "@import", "url(") if word in page]
+    assert not [word for word in ('src="http', "@import", "url(") if word in page]
+    assert not re.search(r'href="[^#]', page)  # a chart's points refer to their mark
     assert "off &amp; &lt;on&gt;" in page
     assert "<svg" in page
     assert "2.00×" in page
@@ -213,7 +230,8 @@ def test_memory_has_a_chart_and_columns_where_it_was_measured(results):
     write_report(results)
     page = (results.folder / "report.html").read_text("utf-8")
     assert "Time and memory" in page
-    assert page.count("<circle") == 4
+    assert page.count('<g class="point">') == 4
+    assert "<title>off: 2, 1.02e+03</title>" in page
     assert "Peak memory is missing" not in page
     headings, cells = table_of(results.rows())
     assert [line[headings.index("Allocated MiB")] for line in cells] == ["1024", "512"]
@@ -234,8 +252,73 @@ def test_the_pareto_front():
 @pytest.mark.parametrize("values", [[(1, 1)], [(1, 0.5), (1, 0.5)], [(0.001, -3), (5e6, 1e-9)]])
 def test_charts_of_odd_numbers(values):
     svg = Scatter("t", "x", "y", [Point(str(k), x, y) for k, (x, y) in enumerate(values)], front=True).svg()
-    assert svg.count("<circle") == len(values)
+    assert svg.count('<g class="point">') == len(values)
+    assert svg.count("<use ") == len(values)  # a mark each
     assert "nan" not in svg
+
+
+def test_a_chart_stands_in_a_page_beside_others():
+    points = [Point("fast", 1, 0.2), Point("a & <b> $x$", 2, 0.8), Point("slow", 3, 0.1), Point("n" * 40, 1.5, 0.9)]
+    chart = Scatter("t", "x", "y", points, front=True)
+    svg = chart.svg()
+    assert chart.svg() == svg.strip() + "\n"  # a page made again is the same
+    assert svg.startswith("<svg ")
+    assert "<style" not in svg
+    assert set(re.findall(r'id="([^"]*)"', svg)) <= set(re.findall(r'href="#([^"]*)"', svg))
+    colours = set(re.findall(r"(?:fill|stroke): ([^;\"]*)", svg))
+    assert colours == {"none", "currentColor", "#3b7dd8", "#d9622b"}  # so it can be read on light and dark
+    assert "<title>a &amp; &lt;b&gt; $x$: 2, 0.8</title>" in svg
+    assert ">a &amp; &lt;b&gt; $x$</text>" in svg
+    assert f">{'n' * 33}…</text>" in svg
+    assert "background:white;color:black" in chart.svg("white", "black")
+
+
+def test_a_name_that_would_cover_another_is_left_out():
+    points = [Point("first", 1, 1), Point("beside it", 1.001, 1.0001), Point("elsewhere", 9, 9)]
+    svg = Scatter("t", "x", "y", points).svg()
+    assert [name in re.findall(r">([^<]*)</text>", svg) for name in ("first", "beside it", "elsewhere")] == [1, 0, 1]
+    assert "<title>beside it: " in svg
+
+
+def test_the_front_is_a_line_through_the_best():
+    points = [Point("a", 1, 1), Point("b", 2, 2), Point("worse", 2, 1)]
+    charts = (Scatter("t", "x", "y", points, front).svg() for front in (True, False))
+    assert [svg.count("stroke: #d9622b; stroke-width: 1.5") for svg in charts] == [1, 0]
+
+
+def test_without_matplotlib_a_report_says_so(results, monkeypatch):
+    monkeypatch.setattr(report, "can_be_drawn", lambda: False)
+    results.append(Row("off", stock=True, seconds=1.0), picture())
+    write_report(results)
+    page = (results.folder / "report.html").read_text("utf-8")
+    assert "Charts are missing: they take matplotlib" in page
+    assert "<svg" not in page
+
+
+def test_what_ran_is_told_once_a_case_and_a_prompt_with_its_seed(tmp_path):
+    results = Results.opened(tmp_path / "r", prompts=[{"name": "Stars", "text": "three stars", "seed": 1}])
+    for run in (1, 2):
+        row = Row("off", group="Stars", prompt="Stars", seed=1, run=run, seconds=1.0, ran="30 calls", as_prompted=1.0)
+        results.append(row, picture())
+    page = write_report(results) and (results.folder / "report.html").read_text("utf-8")
+    assert page.count("<li><code>off: 30 calls</code></li>") == 1
+    assert "<h2>Stars, seed 1</h2>" in page
+    assert "three stars" in page
+    assert "1.00 s, as prompted" in page
+    headings, cells = table_of([results.rows()[0], Row("b", as_prompted=0.5, process_bytes=2**21)])
+    assert [line[headings.index("As prompted")] for line in cells] == ["100%", "50%"]
+    assert [line[headings.index("Process MiB")] for line in cells] == ["–", "2"]
+
+
+def test_numbers_are_written_to_their_digits():
+    headings, cells = table_of([Row("a", seconds=1.234, ssim=0.98765, psnr=math.inf, allocated_bytes=2**20)])
+    assert dict(zip(headings, cells[0], strict=True)) == {
+        "Settings": "a",
+        "Seconds": "1.23",
+        "Allocated MiB": "1",
+        "SSIM": "0.9877",
+        "PSNR dB": "inf",
+    }
 
 
 def test_the_documentation_has_every_column():

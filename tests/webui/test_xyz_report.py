@@ -1,5 +1,7 @@
 """An X/Y/Z plot of ours by API: legends, rows that agree with the infotexts, stock cells that are stock, the report."""
 
+import csv
+import json
 import time
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sdxl_optim.bench.report import FILES
-from sdxl_optim.bench.results import read_csv, read_json
+from sdxl_optim.bench.results import from_dict
 
 from .client import same
 from .live import reported
@@ -75,10 +77,16 @@ def test_numbers_are_scikit_images_on_the_saved_pngs(eighteen):
 def test_the_files_beside_the_rows(eighteen):
     _, results = eighteen
     assert all((results.folder / name).stat().st_size for name in FILES)
-    assert read_csv(results.folder / "results.csv") == read_json(results.folder / "results.json") == results.rows()
+    plain = json.loads((results.folder / "results.json").read_text("utf-8"))
+    assert [from_dict(data) for data in plain] == results.rows()
+    with (results.folder / "results.csv").open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    for data, line in zip(plain, lines, strict=True):
+        cells = {name: "" if value is None else str(value) for name, value in data.items()}
+        assert line == {**cells, "axes": json.dumps(data["axes"], ensure_ascii=False)}
     page = (results.folder / "report.html").read_text("utf-8")
     assert page.count('src="data:image/jpeg') == 18
-    assert "://" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert "://" not in page.replace("http://www.w3.org/2000/svg", "").replace("http://www.w3.org/1999/xlink", "")
 
 
 def test_numbers_are_on_the_plot_and_not_on_the_cells(eighteen, webui):

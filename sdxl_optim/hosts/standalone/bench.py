@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 
@@ -23,10 +23,19 @@ from sdxl_optim.settings import Memory
 
 
 class DiffusersHost:
-    """The runner's host. `template` gives steps, CFG scale, size and batch; `name` names the model in the rows."""
+    """The runner's host. `template` gives steps, CFG scale, size and batch; `name` names the model in the rows.
 
-    def __init__(self, models: Models, template: Request, name: str):
-        self.models, self.template, self.name = models, template, name
+    check: whether a picture shows what its prompt says; without it nobody looks.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        template: Request,
+        name: str,
+        check: Callable[[Image.Image, str], bool] | None = None,
+    ):
+        self.models, self.template, self.name, self.check = models, template, name, check
         self.device = models.base.device
         self._placed = Memory()
         models.base.set_progress_bar_config(disable=True)
@@ -66,7 +75,8 @@ class DiffusersHost:
         request = self._request(case, prompt)
         with PeakMemory(self.device) as peak:
             result = generate(self._models(case), request, case.settings)
-        return result.images[0], self._row(request, result, result.report.all_passes, peak), ""
+        row = self._row(request, result, result.report.all_passes, peak)
+        return result.images[0], self._checked(row, result.images[0], prompt), ""
 
     def make_together(self, case: Case, prompts: Sequence[Prompt]) -> list[tuple[Image.Image, Row, str]]:
         requests = [self._request(case, prompt) for prompt in prompts]
@@ -75,8 +85,14 @@ class DiffusersHost:
         made = []
         for k, request in enumerate(requests):
             row = self._row(request, result, result.report.passes[k], peak, share=len(requests))
-            made.append((result.images[k * request.batch], row, ""))
+            image = result.images[k * request.batch]
+            made.append((image, self._checked(row, image, prompts[k]), ""))
         return made
+
+    def _checked(self, row: Row, image: Image.Image, prompt: Prompt) -> Row:
+        if self.check is None:
+            return row
+        return dataclasses.replace(row, as_prompted=float(self.check(image, prompt.text)))
 
     def _models(self, case: Case) -> Models:
         refiner = self.models.refiner if case.refines else None

@@ -4,45 +4,30 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import fmean
 
 import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline
-from PIL import Image
-from tqdm import tqdm
 
-from sdxl_optim.bench.cases import ARTICLE_PROMPTS, DEMO_MODEL_PROMPTS, Prompt, demo_cases
-from sdxl_optim.bench.html import Lines, Picture, Pictures, Table, page
-from sdxl_optim.bench.measure import PeakMemory
-from sdxl_optim.bench.quality import similarity
+from sdxl_optim.bench.cases import ARTICLE_PROMPTS, DEMO_MODEL_PROMPTS, demo_cases
+from sdxl_optim.bench.progress import progress_bar
+from sdxl_optim.bench.report import REPORT
+from sdxl_optim.bench.results import Results
+from sdxl_optim.bench.runner import Runner
+from sdxl_optim.errors import SettingsError
 from sdxl_optim.hosts.standalone import demo_model
 from sdxl_optim.hosts.standalone import models as loading
-from sdxl_optim.hosts.standalone.generate import Models, Request, Result, generate, make_plans
+from sdxl_optim.hosts.standalone.bench import DiffusersHost
+from sdxl_optim.hosts.standalone.generate import Models, Request, generate
 from sdxl_optim.settings import Settings, from_dict
 from sdxl_optim.techniques.deepcache.calibration import find as find_calibration
 
-MIB = 2**20
-STOCK = "Stock"
 log = logging.getLogger("sdxl_optim")
-
-
-@dataclass
-class Made:
-    """One picture of the demo."""
-
-    case: str
-    prompt: Prompt
-    result: Result
-    peak_bytes: int
-    similarity: float | None = None
-    as_prompted: bool | None = None  # what the demo model's caption check says
-
-    @property
-    def image(self) -> Image.Image:
-        return self.result.images[0]
+EXPLAINED = (
+    "{n} prompts with a fixed seed each, {steps} steps, CFG scale {cfg:g}. Every row is the average of these pictures;"
+    " SSIM is to the stock picture of the same seed (1: equal). Seconds count a whole picture. Rows are the UNet's."
+)
 
 
 def demo_models(device, dtype) -> tuple[Models, str]:
@@ -94,125 +79,21 @@ def random_models(device, dtype) -> Models:
 
 
 def make_demo(models: Models, template: Request, folder: Path, about: str) -> Path:
-    """Make all pictures and write the page. `template` gives steps, CFG scale and size. Returns the page's
-    path.
+    """Measure the demo's cases and write the page. `template` gives steps, CFG scale and size. Returns the page's path.
+
+    A demo that is in `folder` already is replaced. Raises SettingsError where another result is.
     """
     prompts = models.prompts or ARTICLE_PROMPTS
-    cases = {case.name: case.settings for case in demo_cases()}
-    requests = {p: _request(template, p) for p in prompts}
-    plans = [make_plans(models, r, s) for s in cases.values() for r in requests.values()]
-    calls = sum(len(plan.loop.calls) for passes in plans for plan in passes.values())
-    models.base.set_progress_bar_config(disable=True)
-
-    generate(models, _request(template, prompts[0], steps=2), from_dict({"vae": {"decoder": "tiny"}}))  # warms up
-    generate(models, _request(template, prompts[0], steps=2), Settings())
-    made: list[Made] = []
-    with tqdm(total=calls, unit="call") as bar:
-        for prompt, request in requests.items():  # outside, so that a busy machine slows all cases alike
-            for name, settings in cases.items():
-                bar.set_description(f"{name}, {prompt.name}")
-                made.append(_make(models, name, prompt, request, settings, bar.update))
-    _compare(made)
-    if models.prompts:
-        _check(made)
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for m in made:
-        m.image.save(folder / f"{m.prompt.name} - {m.case}.png".lower().replace(" ", "-"))
-    path = folder / "report.html"
-    path.write_text(page("SDXL Optim: demo", _intro(template, about, len(prompts)), _sections(made)), "utf-8")
-    return path
-
-
-def _request(template: Request, prompt: Prompt, steps: int | None = None) -> Request:
-    return Request(
-        prompt.text,
-        steps=steps or template.steps,
-        cfg=template.cfg,
-        seed=prompt.seed,
-        width=template.width,
-        height=template.height,
-    )
-
-
-def _make(models: Models, case: str, prompt: Prompt, request: Request, settings: Settings, on_call: Callable) -> Made:
-    with PeakMemory(models.base.device) as memory:
-        result = generate(models, request, settings, on_call)
-    return Made(case, prompt, result, memory.bytes)
-
-
-def _compare(made: list[Made]) -> None:
-    stock = {m.prompt: m.image for m in made if m.case == STOCK}
-    for m in made:
-        m.similarity = similarity(stock[m.prompt], m.image)
-
-
-def _check(made: list[Made]) -> None:
-    for m in made:
-        m.as_prompted = demo_model.caption_check(m.image, m.prompt.text).passed
-
-
-def _intro(template: Request, about: str, prompts: int) -> list[str]:
-    return [
-        about,
-        f"{prompts} prompts with a fixed seed each, {template.steps} steps, CFG scale"
-        f" {template.cfg:g}. Every row is the average of these pictures; similarity is SSIM to the stock"
-        " picture of the same seed (1: equal). Speed counts a whole picture. Calls and rows are the UNet's.",
-    ]
-
-
-def _sections(made: list[Made]) -> list:
-    cases = list(dict.fromkeys(m.case for m in made))
-    groups = {case: [m for m in made if m.case == case] for case in cases}
-    stock_seconds = fmean(m.result.report.seconds for m in groups[STOCK])
-    rows = [_row(case, group, stock_seconds) for case, group in groups.items()]
-    note = "" if made[0].similarity is not None else "Similarity is missing: it takes scikit-image."
-    table = Table(
-        "Stock and optimised",
-        (
-            "Settings",
-            "Seconds",
-            "Sampling",
-            "Decode",
-            "Speed",
-            "Peak MiB",
-            "Similarity",
-            "Full + cached",
-            "Rows",
-        ),
-        rows,
-        note,
-    )
-    galleries = [_gallery(prompt, made) for prompt in dict.fromkeys(m.prompt for m in made)]
-    ran = [f"{case}: {line}" for case, group in groups.items() for line in group[0].result.report.lines()]
-    return [table, *galleries, Lines(f"What ran ({made[0].prompt.name})", ran)]
-
-
-def _row(case: str, group: list[Made], stock_seconds: float) -> list:
-    seconds = fmean(m.result.report.seconds for m in group)
-    counts = group[0].result.report.passes[0][0].counts
-    return [
-        case,
-        seconds,
-        fmean(m.result.seconds["sampling"] for m in group),
-        fmean(m.result.seconds["decode"] for m in group),
-        f"{stock_seconds / seconds:.2f}×",
-        round(max(m.peak_bytes for m in group) / MIB),
-        None if group[0].similarity is None else fmean(m.similarity for m in group),
-        f"{counts.full} + {counts.cached}",
-        f"{counts.rows} of {counts.stock_rows}",
-    ]
-
-
-def _gallery(prompt: Prompt, made: list[Made]) -> Pictures:
-    pictures = [Picture(m.image, m.case, _about(m)) for m in made if m.prompt == prompt]
-    return Pictures(f"{prompt.name}, seed {prompt.seed}", pictures, prompt.text)
-
-
-def _about(m: Made) -> str:
-    parts = [f"{m.result.report.seconds:.2f} s"]
-    if m.similarity is not None and m.case != STOCK:
-        parts.append(f"similarity {m.similarity:.2f}")
-    if m.as_prompted is not None:
-        parts.append("as prompted" if m.as_prompted else "not as prompted")
-    return ", ".join(parts)
+    words = about + " " + EXPLAINED.format(n=len(prompts), steps=template.steps, cfg=template.cfg)
+    facts = {"note": words, "prompts": [asdict(p) for p in prompts], "conditions": {"model": "the demo's"}}
+    try:
+        results = Results.restarted(folder, kind="demo", title="demo", **facts)
+    except ValueError as error:
+        raise SettingsError("--out", str(folder), f"a new folder, or an earlier demo's ({error})") from None
+    check = (lambda image, prompt: demo_model.caption_check(image, prompt).passed) if models.prompts else None
+    host = DiffusersHost(models, template, "demo", check)
+    for settings in (from_dict({"vae": {"decoder": "tiny"}}), Settings()):  # what a first picture loads and compiles
+        generate(models, replace(template, prompt=prompts[0].text, steps=2), settings)
+    with progress_bar() as show:
+        Runner(host, results, demo_cases(), prompts, by_prompt=True).run(show)
+    return folder / REPORT
