@@ -32,8 +32,9 @@ from text_and_vae import Autoencoder, Text, sdp  # noqa: E402
 
 from sdxl_optim.techniques.memory.fp8 import Fp8Weights  # noqa: E402
 from sdxl_optim.techniques.memory.offload.meter import Meter  # noqa: E402
-from sdxl_optim.techniques.memory.offload.mover import TEXT, UNET, VAE, Mover  # noqa: E402
-from sdxl_optim.techniques.memory.offload.pieces import Piece  # noqa: E402
+from sdxl_optim.techniques.memory.offload.mover import Mover  # noqa: E402
+from sdxl_optim.techniques.memory.offload.part import TEXT, UNET, VAE  # noqa: E402
+from sdxl_optim.techniques.memory.offload.piece import Piece  # noqa: E402
 from sdxl_optim.techniques.vae.patch import VaeReport, vae_attached, work_of  # noqa: E402
 
 GB = 1e9
@@ -83,7 +84,7 @@ def copy_rate(pieces: list[Piece], device: torch.device) -> float:
     wait()
     began = time.perf_counter()
     for piece in pieces:
-        buffer[: piece.nbytes].copy_(piece.home, non_blocking=True)
+        buffer[: piece.nbytes].copy_(piece.main, non_blocking=True)
     wait()
     return sum(p.nbytes for p in pieces) / (time.perf_counter() - began)
 
@@ -190,8 +191,8 @@ class Bench:
             vae = self.parts[VAE]
             if tile:
                 small, report = 8 if self.tiny else tile // 8, VaeReport()
-                relieve = lambda: mover is not None and mover.relieve()  # noqa: E731
-                stack.enter_context(vae_attached(vae.encoder, vae.decoder, None, small, report, relieve))
+                free_others = lambda: mover is not None and mover.free_others()  # noqa: E731
+                stack.enter_context(vae_attached(vae.encoder, vae.decoder, None, small, report, free_others))
                 stack.callback(lambda: sys.stderr.writelines(f"{text}\n" for text in report.retries))
             if fp8:
                 stack.callback(Fp8Weights(self.parts[UNET]).close)
@@ -199,8 +200,8 @@ class Bench:
                 self.meter = KeepingMeter(self.device, budget)
                 pixels = min(tile or 1024, 1024) ** 2
                 work = {**WORK, VAE: work_of(pixels, torch.float16)}
-                mover = Mover(self.parts, self.device, offload, self.meter, work)
-                mover.key = pixels
+                mover = Mover(self.parts, self.device, offload, self.meter)
+                mover.begin_pass(pixels, work, budget)
                 stack.callback(mover.close)
             if limit and self.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -246,14 +247,14 @@ class Bench:
         if not slow:
             self.picture()
         row["stages"] = self.stages()
-        counted, before = 3, mover.lane.moved if mover else 0
+        counted, before = 3, mover.copies.bytes_copied if mover else 0
         for k, seconds in enumerate(self.timed(min(self.pictures, SLOW) if slow else self.pictures, seed=100), 1):
             times.append(seconds)
             if k == counted:
-                row["moved_gb_a_picture"] = (mover.lane.moved - before) / counted / GB if mover else 0.0
+                row["moved_gb_a_picture"] = (mover.copies.bytes_copied - before) / counted / GB if mover else 0.0
             if k >= counted and self.left() < 20:
                 break
-        row["streamed_gb_a_call"] = mover.streamed.get(UNET, 0) / GB if mover else 0.0
+        row["streamed_gb_a_call"] = mover.bytes_streamed.get(UNET, 0) / GB if mover else 0.0
         if self.device.type == "cuda":
             row["reserved_gb"] = torch.cuda.max_memory_reserved() / GB
         if slow and mover:

@@ -130,19 +130,19 @@ class Watch:
 
 class Bench:
     def __init__(self, args, ui: WebUI, peaks: Peaks, ends: float):
-        from sdxl_optim.hosts.webui import memory as placement
+        from sdxl_optim.hosts.webui.memory import weights
 
         self.ui, self.peaks, self.ends, self.pictures, self.out = ui, peaks, ends, args.pictures, args.out
         self.only = args.only.split(",") if args.only else list(CASES)
         size = {"width": 64, "height": 64, "steps": 3} if args.tiny else {"width": 1024, "height": 1024, "steps": 30}
         self.request = {**size, "cfg_scale": 5.0, "sampler_name": "Euler", "scheduler": "Automatic", "seed": 1}
-        self.placement, self.watch = placement, Watch()
+        self.weights, self.watch = weights, Watch()
         self.made = self.again = 0  # pictures; those that ran out of memory once
         self.hosts: list[tuple[int, float]] = []  # (block, seconds)
         self.block = 0
         self.expected: dict[str, np.ndarray] = {}  # the host's first picture, by decoder
         self.first: dict[str, np.ndarray] = {}  # of each case
-        self.weights: list[tuple] | None = None
+        self.checksums: list[tuple] | None = None
         self.result: dict = {"cases": {}, "host": {}, "errors": {}}
 
     def left(self) -> float:
@@ -172,7 +172,7 @@ class Bench:
         from sdxl_optim.settings import Memory
 
         cap(None)
-        self.placement.withdraw(Memory())
+        self.weights.undo_if_changed(Memory())
         model, flags, devices = self.ui.model, self.ui.shared.cmd_opts, sys.modules["modules.devices"]
         medvram = HostLowvram(model)
         flags.medvram_sdxl = model.lowvram = False
@@ -185,9 +185,9 @@ class Bench:
         self.block += 1
 
     def resident_pictures(self, model) -> None:
-        weights = memory.state_of({"model": model})
-        self.weights = self.weights or weights
-        if weights != self.weights:
+        checksums = memory.state_of({"model": model})
+        self.checksums = self.checksums or checksums
+        if checksums != self.checksums:
             self.result["errors"]["weights"] = f"differ before block {self.block}"
         self.peaks.begin()
         if self.block == 0:
@@ -222,7 +222,7 @@ class Bench:
             row[key] = max(value, row.get(key, 0.0))
         row["ooms"] += ooms() - before
         row["decoded_again"] = row.get("decoded_again", 0) + self.again - again
-        if name == "minimal" and (place := self.placement._in_place) is not None:
+        if name == "minimal" and (place := self.weights.placement) is not None:
             pieces = place.mover.parts[memory.UNET].pieces
             row["copy_seconds"] = row["moved_gb"] * GB / memory.copy_rate(pieces, place.mover.device)
 
@@ -230,15 +230,15 @@ class Bench:
         row["first_seconds"], self.first[name] = self.one(settings, 0)
         row["stages"] = self.staged(settings)
         row["pictures"] += WARM
-        mover = self.placement._in_place.mover
-        before, done = mover.lane.moved, 0
+        mover = self.weights.placement.mover
+        before, done = mover.copies.bytes_copied, 0
         while done < count and (done < 4 or self.left() > RESERVE / 2):
             row["seconds"].append(self.one(settings)[0])
             row["pictures"] += 1
             done += 1
-        row["moved_gb"] = (mover.lane.moved - before) / done / GB
-        row["through_a_call_gb"] = mover.streamed.get(memory.UNET, 0) / GB
-        row["facts"] = [str(fact) for fact in self.placement._in_place.facts()]
+        row["moved_gb"] = (mover.copies.bytes_copied - before) / done / GB
+        row["through_a_call_gb"] = mover.bytes_streamed.get(memory.UNET, 0) / GB
+        row["facts"] = [str(fact) for fact in self.weights.placement.facts(mover.copies.bytes_copied - before)]
 
     # --- all of it
 

@@ -32,6 +32,9 @@ class SDXLOptim(scripts.Script):
     def process(self, p, *args):
         extension.process(p)
 
+    def before_process_batch(self, p, *args, **kwargs):
+        extension.before_batch(p)
+
     def process_before_every_sampling(self, p, *args, **kwargs):
         extension.before_sampling(p)
 

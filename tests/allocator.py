@@ -57,7 +57,7 @@ class CachingAllocator:
                         block.after.before = block
         self._keep(block)
 
-    def tidy(self) -> None:
+    def empty_cache(self) -> None:
         """torch.cuda.empty_cache"""
         for _, _, block in list(self._free):
             if block.before is None and block.after is None:
@@ -91,7 +91,7 @@ class CachingAllocator:
     def _from_device(self, size: int) -> Block:
         segment = 20 * MB if size < 10 * MB else -(-size // (2 * MB)) * 2 * MB
         if self.reserved + segment > self.cap:
-            self.tidy()
+            self.empty_cache()
         if self.reserved + segment > self.cap:
             raise torch.cuda.OutOfMemoryError(f"{size} bytes, {self.allocated} allocated, {self.reserved} reserved")
         self.reserved += segment

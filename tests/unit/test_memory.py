@@ -17,9 +17,11 @@ from sdxl_optim.hosts.standalone.tiny import tiny_base
 from sdxl_optim.settings import Settings, from_dict
 from sdxl_optim.techniques.memory import fp8
 from sdxl_optim.techniques.memory.offload.meter import Meter
-from sdxl_optim.techniques.memory.offload.mover import SPARE, UNET, Mover
-from sdxl_optim.techniques.memory.offload.parts import SLOTS, spread
-from sdxl_optim.techniques.memory.offload.pieces import Arena, Piece, split, tensors_of
+from sdxl_optim.techniques.memory.offload.mover import SPARE_BYTES, Mover
+from sdxl_optim.techniques.memory.offload.part import UNET
+from sdxl_optim.techniques.memory.offload.piece import Arena, Piece, split, tensors_of
+from sdxl_optim.techniques.memory.offload.policy import SLOTS
+from sdxl_optim.techniques.memory.offload.streamed import spread
 from sdxl_optim.techniques.tf32 import tf32
 
 MODES = ["staged", "model", "sequential"]
@@ -59,7 +61,7 @@ class FixedMeter(Meter):
         return self.size
 
     def used(self):
-        return self.mover.bytes_inside()
+        return self.mover.bytes_on_device()
 
 
 def make_parts() -> dict[str, nn.Module]:
@@ -135,7 +137,7 @@ def test_which_part_is_where(mode, inside, expected):
     for name in parts:
         last = mover.parts[name].pieces[-1].module
         last.register_forward_hook(
-            lambda *_, name=name: seen.update({name: {n for n, p in mover.parts.items() if p.inside}})
+            lambda *_, name=name: seen.update({name: {n for n, p in mover.parts.items() if p.on_device}})
         )
     work(parts)
     assert seen == inside
@@ -147,13 +149,13 @@ def test_staged_keeps_to_its_budget(part, expected):
     parts = make_parts()
     mover = opened(parts, "staged")
     unet = mover.parts["unet"]
-    mover.meter.size = limit = int(unet.nbytes * part) + SLOTS * unet.largest + SPARE
+    mover.meter.size = limit = int(unet.nbytes * part) + SLOTS * unet.largest + SPARE_BYTES
     most = []
     for piece in unet.pieces:
-        piece.module.register_forward_hook(lambda *_: most.append(mover.bytes_inside()))
+        piece.module.register_forward_hook(lambda *_: most.append(mover.bytes_on_device()))
     assert all(torch.equal(a, b) for a, b in zip(work(parts), expected, strict=True))
-    assert max(most) <= limit - SPARE
-    assert 0 < unet.bytes_streamed < unet.nbytes or not unet.inside
+    assert max(most) <= limit - SPARE_BYTES
+    assert 0 < unet.streamed.nbytes < unet.nbytes or not unet.on_device
     mover.close()
 
 
@@ -175,13 +177,13 @@ def test_staged_learns_what_a_call_needs(expected):
     """The first call is careful; from the second on as much of the UNet stays as there is room for."""
     parts = make_parts()
     meter = MeasuringMeter(0, need=50_000)
-    meter.mover = mover = Mover(parts, "cpu", "staged", meter, work={UNET: 10_000_000})
+    meter.mover = mover = Mover(parts, "cpu", "staged", meter, guess={UNET: 10_000_000})
     meter.size = 10_000_000 + mover.parts[UNET].nbytes
     streamed = []
-    mover.parts[UNET].pieces[-1].module.register_forward_hook(lambda *_: streamed.append(mover.streamed[UNET]))
+    mover.parts[UNET].pieces[-1].module.register_forward_hook(lambda *_: streamed.append(mover.bytes_streamed[UNET]))
     assert all(torch.equal(a, b) for a, b in zip(work(parts), expected, strict=True))
     assert streamed[0] > 0
-    meter.size += SPARE
+    meter.size += SPARE_BYTES
     work(parts)
     assert streamed[-1] == 0
     mover.close()
@@ -194,7 +196,7 @@ def test_sequential_holds_two_pieces_and_fetches_ahead(expected):
 
     def watch(module, args):
         piece = next(p for p in unet.pieces if p.module is module)
-        after = unet._next.get(piece)
+        after = unet.streamed.next_after(piece)
         ahead.append(after is not None and after.flat is not None)
         nonlocal most
         most = max(most, sum(p.nbytes for p in unet.pieces if p.flat is not None))
@@ -265,10 +267,10 @@ def test_the_host_may_move_and_load_meanwhile(mode, expected):
         for tensor in part.parameters():
             tensor.data = tensor.data.clone()  # what .to(device) does
         part.load_state_dict(other[name].state_dict())
-    mover.settle()
+    mover.resync()
     assert all(torch.equal(a, b) for a, b in zip(work(parts), work(other), strict=True))
     parts["vae"].half().float()
-    mover.settle()
+    mover.resync()
     work(parts)
     mover.close()
 
@@ -311,12 +313,12 @@ def test_a_piece_keeps_strides_and_shares_nothing():
     value, stride = conv.weight.detach().clone(), conv.weight.stride()
     piece = Piece(conv, Arena(pinned=False))
     buffer = torch.empty(piece.nbytes + 1000, dtype=torch.uint8)
-    piece.fetch(buffer)
+    piece.prefetch(buffer)
     assert torch.equal(conv.weight, value)  # which may be on its way still
-    piece.arrive()
+    piece.onload()
     assert conv.weight.data_ptr() == buffer.data_ptr()
     assert conv.weight.stride() == stride
-    piece.go_home()
+    piece.offload()
     buffer.fill_(255)
     assert torch.equal(conv.weight, value)
     piece.release(torch.device("cpu"))
@@ -330,7 +332,7 @@ def test_what_stays_is_asked_for_no_more(expected):
     every = hooks_on(parts)
     work(parts)
     assert hooks_on(parts) <= every - 2 * (len(mover.parts[UNET].pieces) - 1)
-    mover.leave()
+    mover.offload()
     assert hooks_on(parts) == every
     assert all(torch.equal(a, b) for a, b in zip(work(parts), expected, strict=True))
     mover.close()
@@ -340,9 +342,9 @@ def test_what_stays_is_asked_for_no_more(expected):
 def test_few_large_pieces_pass_through_rather_than_many():
     mover = opened(make_parts(), "staged")
     unet = mover.parts[UNET]
-    unet.enter(unet.nbytes * 9 // 10)
-    assert unet.bytes_streamed >= unet.nbytes // 10
-    assert all(piece.nbytes >= unet.largest // 4 for piece in unet.streamed)
+    unet.onload(unet.nbytes * 9 // 10)
+    assert unet.streamed.nbytes >= unet.nbytes // 10
+    assert all(piece.nbytes >= unet.largest // 4 for piece in unet.streamed.pieces)
     mover.close()
 
 
@@ -491,15 +493,15 @@ def test_way_is_made_for_what_is_no_part(mode, expected):
     parts = make_parts()
     mover = opened(parts, mode)
     work(parts)
-    mover.make_way(1)
+    mover.reserve(1)
     if mode == "staged":  # there is no bound
-        assert all(part.inside for part in mover.parts.values())
-        mover.meter.size = mover.bytes_inside() + SPARE
-        mover.make_way(100_000)
-        assert mover.bytes_inside() <= mover.meter.size - SPARE - 100_000
-        assert any(part.inside for part in mover.parts.values())
+        assert all(part.on_device for part in mover.parts.values())
+        mover.meter.size = mover.bytes_on_device() + SPARE_BYTES
+        mover.reserve(100_000)
+        assert mover.bytes_on_device() <= mover.meter.size - SPARE_BYTES - 100_000
+        assert any(part.on_device for part in mover.parts.values())
         mover.meter.size = None
     else:
-        assert mover.bytes_inside() == 0
+        assert mover.bytes_on_device() == 0
     assert all(torch.equal(a, b) for a, b in zip(work(parts), expected, strict=True))
     mover.close()

@@ -15,10 +15,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from sdxl_optim.techniques.memory.offload import mover as mover_module
-from sdxl_optim.techniques.memory.offload import parts as parts_module
-from sdxl_optim.techniques.memory.offload.lane import Lane
+from sdxl_optim.techniques.memory.offload import resident as resident_module
+from sdxl_optim.techniques.memory.offload.copy_stream import CopyStream
 from sdxl_optim.techniques.memory.offload.meter import Meter
-from sdxl_optim.techniques.memory.offload.mover import TEXT, UNET, VAE, Mover
+from sdxl_optim.techniques.memory.offload.mover import Mover
+from sdxl_optim.techniques.memory.offload.part import TEXT, UNET, VAE
 
 _STORAGE = torch.empty(1)
 pytestmark = pytest.mark.skipif(
@@ -141,15 +142,15 @@ class RoomMeter(Meter):
         self.allocator.peak = self.allocator.allocated
 
 
-class RoomLane(Lane):
+class RoomCopies(CopyStream):
     def __init__(self, allocator: CachingAllocator):
         super().__init__("cpu")
         self._allocator = allocator
 
-    def tidy(self):
-        self._allocator.tidy()
+    def release_cached_blocks(self):
+        self._allocator.empty_cache()
 
-    def new(self, nbytes):
+    def allocate(self, nbytes):
         return self._allocator.tensor(nbytes, SCALE)
 
 
@@ -157,36 +158,36 @@ class Card:
     """A generation as the mover sees it, where no more than `budget` GB may be reserved."""
 
     def __init__(self, budget: float, mode: str = "staged", fp8: bool = False):
-        self.allocator, self.fp8 = CachingAllocator(int(budget * GB)), fp8
+        self.allocator, self.budget, self.fp8 = CachingAllocator(int(budget * GB)), budget, fp8
         self.parts = {
             TEXT: Chain([76 * MB, *[14 * MB] * 12, 127 * MB, *[39 * MB] * 32]),
             UNET: Chain(unet_sizes(half=fp8)),
             VAE: Coder(),
         }
         self.loose = Work(self.allocator, 20 * MB)
-        self.meter, self.lane = RoomMeter(self.allocator, budget), RoomLane(self.allocator)
-        work = {UNET: 700 * MB // SCALE, TEXT: 150 * MB // SCALE, VAE: 2_550 * MB // SCALE}
-        self.mover = Mover(self.parts, "cpu", mode, self.meter, work, self.lane)
+        self.meter, self.copies = RoomMeter(self.allocator, budget), RoomCopies(self.allocator)
+        self.guess = {UNET: 700 * MB // SCALE, TEXT: 150 * MB // SCALE, VAE: 2_550 * MB // SCALE}
+        self.mover = Mover(self.parts, "cpu", mode, self.meter, self.guess, self.copies)
         self.inside: dict[str, dict[str, float]] = {}  # GB of each part while another one works
-        self.size, self.relieved = 1.0, 0
+        self.size, self.tried_again = 1.0, 0
         self.taken: dict[int, Work] = {}
 
     def take(self, megabytes: float) -> Work:
         return Work(self.allocator, megabytes * MB)
 
     def picture(self, hires: bool = False, encoded: bool = False) -> float:
-        """Returns the GB that were moved. hires: a second pass at 1.5 times the sides, decoded in tiles. encoded: from
-        a picture, which takes less than half of what decoding it does."""
-        before = self.lane.moved
+        """Returns the GB that were copied to the device. hires: a second pass at 1.5 times the sides, decoded in tiles.
+        encoded: from a picture, which takes less than half of what decoding it does."""
+        before = self.copies.bytes_copied
         self.size = 1.0
-        self.mover.key = self.size
+        self.mover.begin_pass(self.size, self.guess, self.budget)
         if encoded:
             self.parts[VAE].encoder(lambda layer: self.take(900))
         self.parts[TEXT](self.text_layer)
         self.note(TEXT)
         kept = self.take(1.3), self.take(1.1)  # prompts and latents
         for self.size in (1.0, 2.25)[: 1 + hires]:
-            self.mover.key = self.size
+            self.mover.begin_pass(self.size, self.guess, self.budget)
             for _ in range(CALLS):
                 self.taken, self.layer = {}, 0
                 self.parts[UNET](self.unet_layer)
@@ -195,10 +196,10 @@ class Card:
             self.parts[VAE].decoder(self.decode_somehow)
             self.note(VAE)
         del kept
-        return (self.lane.moved - before) * SCALE / GB
+        return (self.copies.bytes_copied - before) * SCALE / GB
 
     def note(self, part: str) -> None:
-        self.inside[part] = {name: p.bytes_inside * SCALE / GB for name, p in self.mover.parts.items()}
+        self.inside[part] = {name: p.bytes_on_device * SCALE / GB for name, p in self.mover.parts.items()}
 
     def check(self, layer: Sized) -> None:
         """Its weights are on the device."""
@@ -232,8 +233,8 @@ class Card:
             self.decode(layer)
             return
         except torch.cuda.OutOfMemoryError:
-            self.relieved += 1
-        assert self.mover.relieve()
+            self.tried_again += 1
+        assert self.mover.free_others()
         self.decode(layer)
 
     def decode(self, layer) -> None:
@@ -246,8 +247,8 @@ class Card:
 
 @pytest.fixture(autouse=True)
 def scaled(monkeypatch):
-    monkeypatch.setattr(parts_module, "GROUP", parts_module.GROUP // SCALE)
-    monkeypatch.setattr(mover_module, "SPARE", mover_module.SPARE // SCALE)
+    monkeypatch.setattr(resident_module, "GROUP_BYTES", resident_module.GROUP_BYTES // SCALE)
+    monkeypatch.setattr(mover_module, "SPARE_BYTES", mover_module.SPARE_BYTES // SCALE)
 
 
 BUDGETS = [(6.9, False), (5.6, False), (3.6, True), (3.6, False)]
@@ -260,10 +261,10 @@ def test_the_budget_holds_and_no_more_is_moved_than_it_takes(budget, fp8):
     moved = [card.picture() for _ in range(7)]
     assert card.meter.high <= budget * GB
     assert max(moved[3:]) == min(moved[3:])  # it has settled
-    assert card.relieved == 0
+    assert card.tried_again == 0
     weights = sum(part.nbytes for part in card.mover.parts.values()) * SCALE / GB
-    assert moved[-1] < weights - (budget - 3.7) + CALLS * card.mover.streamed[UNET] * SCALE / GB + 0.6
-    assert (card.mover.streamed[UNET] > 0) == (budget * GB < card.mover.parts[UNET].nbytes * SCALE + 0.6 * GB)
+    assert moved[-1] < weights - (budget - 3.7) + CALLS * card.mover.bytes_streamed[UNET] * SCALE / GB + 0.6
+    assert (card.mover.bytes_streamed[UNET] > 0) == (budget * GB < card.mover.parts[UNET].nbytes * SCALE + 0.6 * GB)
 
 
 @pytest.mark.parametrize(("budget", "fp8"), BUDGETS)
@@ -280,7 +281,7 @@ def test_what_encoding_takes_does_not_stand_for_decoding():
     card = Card(6.9)
     for _ in range(3):
         card.picture(encoded=True)
-    assert card.relieved == 0
+    assert card.tried_again == 0
 
 
 def test_where_all_fits_nothing_moves_after_the_first_picture():
@@ -298,10 +299,10 @@ def test_the_end_of_the_unet_makes_room_for_the_decoder_and_is_back_before_it_is
     kept = there.index(False)
     assert kept > 0
     assert not any(there[kept:])
-    fetched = []
-    card.lane.fetch, fetch = lambda piece, buffer: (fetched.append(piece), fetch(piece, buffer))[1], card.lane.fetch
+    copied = []
+    card.copies.copy, copy = lambda piece, buffer: (copied.append(piece), copy(piece, buffer))[1], card.copies.copy
     card.picture()
-    order = [unet.pieces.index(piece) for piece in fetched if piece in unet.pieces]
+    order = [unet.pieces.index(piece) for piece in copied if piece in unet.pieces]
     assert order == sorted(order)
 
 
@@ -310,9 +311,9 @@ def test_memory_that_is_missing_though_planned_with():
     card = Card(5.6)
     card.picture()
     card.allocator.cap -= int(1.2 * GB)
-    card.mover.leave()
+    card.mover.offload()
     other = card.take(1000)
     card.meter.used = lambda: 0
     card.parts[UNET](lambda layer: card.check(layer))
-    assert 0 < card.mover.parts[UNET].bytes_inside * SCALE < 3.5 * GB
+    assert 0 < card.mover.parts[UNET].bytes_on_device * SCALE < 3.5 * GB
     del other

@@ -3,7 +3,6 @@ requests."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Hashable
 from pathlib import Path
 
@@ -15,15 +14,13 @@ from sdxl_optim.backends.api import CannotPrepare, HostHooks
 from sdxl_optim.backends.environment import Environment, read_environment
 from sdxl_optim.backends.execution import Execution
 from sdxl_optim.backends.pool import ExecutionPool
-from sdxl_optim.hosts.webui import attention
+from sdxl_optim.hosts.webui import attention, lora
 from sdxl_optim.hosts.webui.job import Job
 from sdxl_optim.planning.plan import Note
 from sdxl_optim.settings import Settings
 from sdxl_optim.techniques.accumulation import fp16_accumulation, why_no_fp16_accumulation
 
 MOVED = "--medvram and --lowvram move the weights in and out of the card"
-# The layers into whose weights the built-in LoRA merges.
-MERGED = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.MultiheadAttention)
 
 
 def environment() -> Environment:
@@ -100,7 +97,7 @@ def fingerprint(unet: nn.Module) -> Hashable:
     """Whatever of the WebUI's state decides which operations a call of `unet` runs."""
     options = shared.opts
     return (
-        _wanted_loras(),
+        lora.loaded_loras(),
         tuple(shared.loaded_hypernetworks),
         sd_hijack.model_hijack.circular_enabled,
         getattr(shared.sd_model, "applied_token_merged_ratio", 0),
@@ -108,35 +105,6 @@ def fingerprint(unet: nn.Module) -> Hashable:
         options.upcast_attn,
         str(devices.dtype_unet),
     )
-
-
-_applied: dict[int, Hashable] = {}  # by id of the UNet: the LoRAs that its layers were last brought to
-
-
-def _wanted_loras() -> Hashable:
-    networks = sys.modules.get("networks")
-    if networks is None:
-        return None
-    return tuple((n.name, n.te_multiplier, n.unet_multiplier, n.dyn_dim) for n in networks.loaded_networks)
-
-
-def apply_loras(unet: nn.Module) -> None:
-    """Merge the LoRAs that the WebUI would otherwise merge in the layers' own calls.
-
-    Raises CannotPrepare if they are no part of the weights.
-    """
-    wanted = _wanted_loras()
-    if wanted is None:
-        return
-    if wanted and shared.opts.lora_functional:
-        raise CannotPrepare("the setting lora_functional applies LoRAs in each call")
-    first = next(m for m in unet.modules() if isinstance(m, MERGED))
-    if _applied.get(id(unet)) != wanted or getattr(first, "network_current_names", ()) != wanted:
-        for module in unet.modules():
-            if isinstance(module, MERGED):
-                sys.modules["networks"].network_apply_weights(module)
-        _applied.clear()
-        _applied[id(unet)] = wanted
 
 
 def is_idle_patch(module: nn.Module) -> bool:
@@ -150,5 +118,6 @@ def is_idle_patch(module: nn.Module) -> bool:
 
 
 executions = ExecutionPool(
-    HostHooks(apply_loras, fingerprint, is_idle_patch, tell_progress), Path(paths.data_path) / "cache" / "sdxl_optim"
+    HostHooks(lora.Merges().apply, fingerprint, is_idle_patch, tell_progress),
+    Path(paths.data_path) / "cache" / "sdxl_optim",
 )

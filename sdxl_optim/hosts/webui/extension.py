@@ -32,7 +32,7 @@ def register_callbacks() -> None:
     preset_ui.load()
     load_into_main_memory_if_chosen()
     script_callbacks.on_cfg_denoiser(adapter.sampling.on_cfg_denoiser)
-    script_callbacks.on_model_loaded(memory.on_model_loaded)
+    script_callbacks.on_model_loaded(memory.weights.model_loaded)
     script_callbacks.on_before_ui(add_axes)
     script_callbacks.on_infotext_pasted(infotext.on_infotext_pasted)
     script_callbacks.on_image_grid(grid.on_image_grid)
@@ -67,7 +67,7 @@ def before_process(p, tab: str, args: tuple) -> None:
         last_report.pop(tab, None)
         refuse_request(p, WrongSettings(error))
         return
-    memory.withdraw(settings.memory if settings.enabled else Memory())
+    memory.weights.undo_if_changed(settings.memory if settings.enabled else Memory())
     backend.release_others(settings.backend.name if settings.enabled else "eager")
     grid.begin_cell(p, settings)
     if not settings.enabled:
@@ -76,7 +76,7 @@ def before_process(p, tab: str, args: tuple) -> None:
     _take_what_is_ours(p, settings)
     job = Job(settings, adapter, on_close=lambda job: _keep_report(p, tab, job))
     begin_job(p, job)
-    memory.follow_loads(p, job)
+    memory.weights.begin(p, job)
     if settings.steps is not None:
         p.steps = settings.steps
     if "sd_vae" not in p.override_settings and (fix := vae.wants_fix(settings.vae)):
@@ -114,7 +114,7 @@ def process(p) -> None:
         infotext.REFUSED: lambda p, **_: job.report.refusals(p.iteration) if job.report.result(p.iteration) else None,
     }
     _choose_decoder(p, job)
-    memory.beside_previews(job)
+    memory.cheap_previews(job)
     backend.set_switches(job)
     job.undo.enter_context(tf32(job.settings.memory.cudnn_tf32, job.settings.memory.matmul_tf32))
     job.follow_model(p)
@@ -138,6 +138,12 @@ def _choose_decoder(p, job: Job) -> None:
         p.extra_generation_params["VAE Decoder"] = METHODS[decoder]
 
 
+def before_batch(p) -> None:
+    """The host may have loaded another model than the last batch ended with, such as the refiner."""
+    if job := job_of(p):
+        job.follow_model(p)
+
+
 def before_sampling(p) -> None:
     if job := job_of(p):
         job.follow_model(p)
@@ -148,7 +154,7 @@ def before_sampling(p) -> None:
 
 def post_sample(p, latents) -> None:
     if job_of(p):
-        memory.decode_is_next(latents)
+        memory.weights.before_decode(latents)
     if measurement := measurement_of(p):
         measurement.sampling_ends()
 
@@ -156,7 +162,7 @@ def post_sample(p, latents) -> None:
 def postprocess_batch(p) -> None:
     if job := job_of(p):
         job.vae.tell()
-        memory.tell(job.report)
+        memory.weights.report_to(job.report)
         job.stages.ends(DECODE)
     references.batch_ends(p)
     if measurement := measurement_of(p):

@@ -21,10 +21,10 @@ class Job:
 
     def __init__(self, settings: Settings, host: ModuleType, on_close: Callable[[Job], None]):
         self.settings = settings
-        self._memory = host.memory
+        self._weights = host.memory.weights
         self.report = JobReport()
         self.undo = ExitStack()
-        self.vae = host.vae.VaePatch(settings, self.report, host.memory.relieve)
+        self.vae = host.vae.VaePatch(settings, self.report, self._weights.free_others)
         self.undo.callback(self.vae.close)
         self.stages = Stages(self.report)
         self._on_close = on_close
@@ -33,7 +33,7 @@ class Job:
 
     def follow_model(self, p) -> None:
         """Another model may have been loaded: what acts on the model itself moves on to it."""
-        self._memory.ensure(p, self.settings, self.report)
+        self._weights.apply(p, self.settings, self.report)
         self.vae.follow()
 
     def close(self) -> None:
@@ -43,7 +43,6 @@ class Job:
         try:
             self.undo.close()
         finally:
-            self._memory.tell(self.report)
             self.report.seconds = time.perf_counter() - self._started
             self._on_close(self)
             log.info("; ".join(self.report.lines()) or "nothing was sampled")

@@ -14,7 +14,8 @@ from modules import devices, paths_internal, sd_vae, sd_vae_taesd, shared
 from sdxl_optim.planning.plan import Note
 from sdxl_optim.report import JobReport
 from sdxl_optim.settings import Settings, Vae
-from sdxl_optim.techniques.memory.offload.mover import VAE, room_within
+from sdxl_optim.techniques.memory.offload.mover import room_within
+from sdxl_optim.techniques.memory.offload.part import VAE
 from sdxl_optim.techniques.vae.patch import VaeReport, computes_bf16, largest_tile, pick_precision, vae_attached
 from sdxl_optim.techniques.vae.tiling import FACTOR
 from sdxl_optim.wording import joined, words
@@ -127,9 +128,9 @@ def tile_of(settings: Settings) -> int | None:
 class VaePatch:
     """The settings' precision and tiles on the VAE of whichever model is at work, until closed."""
 
-    def __init__(self, settings: Settings, report: JobReport, relieve: Callable[[], bool]):
-        """relieve: asked for memory where the VAE runs out of it; returns whether there is more."""
-        self._settings, self._report, self._relieve = settings, report, relieve
+    def __init__(self, settings: Settings, report: JobReport, free_others: Callable[[], bool]):
+        """free_others: asked for memory where the VAE runs out of it; returns whether there is more."""
+        self._settings, self._report, self._free_others = settings, report, free_others
         self._vae = None
         self._seen = VaeReport()
         self._undo = ExitStack()
@@ -158,7 +159,7 @@ class VaePatch:
         wanted = None if self._settings.vae.precision == "host" else dtype
         self._undo.enter_context(
             vae_attached(
-                vae.encoder, vae.decoder, wanted, tile, self._seen, self._relieve, self._settings.vae.tile_norms
+                vae.encoder, vae.decoder, wanted, tile, self._seen, self._free_others, self._settings.vae.tile_norms
             )
         )
 

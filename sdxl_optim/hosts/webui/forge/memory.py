@@ -25,11 +25,6 @@ def foreseen(model, memory: Memory) -> tuple[list[str], list[Note]]:
     return [], notes
 
 
-def ensure(p, settings: Settings, report: JobReport) -> None:
-    for note in foreseen(None, settings.memory)[1]:
-        report.add_note(note)
-
-
 def unavailable() -> list[tuple[FieldPath, str | bool, str]]:
     """(path of a setting, its value, why that can't be had)."""
     return [
@@ -42,30 +37,29 @@ def unavailable() -> list[tuple[FieldPath, str | bool, str]]:
     ]
 
 
-def withdraw(memory: Memory) -> None:
-    """Nothing is in place."""
+class WeightsOnForge:
+    """Nothing is placed, and what is asked for is refused."""
+
+    def undo_if_changed(self, memory: Memory) -> None: ...
+
+    def begin(self, p, job) -> None: ...
+
+    def apply(self, p, settings: Settings, report: JobReport) -> None:
+        for note in foreseen(None, settings.memory)[1]:
+            report.add_note(note)
+
+    def before_decode(self, latents) -> None: ...
+
+    def free_others(self) -> bool:
+        return False
+
+    def report_to(self, report: JobReport) -> None: ...
+
+    def model_loaded(self, model) -> None: ...
 
 
-def on_model_loaded(model) -> None:
-    """Nothing is in place."""
+weights = WeightsOnForge()
 
 
-def follow_loads(p, job) -> None:
-    """Nothing is in place."""
-
-
-def relieve() -> bool:
-    """There is nothing that could make room."""
-    return False
-
-
-def decode_is_next(latents) -> None:
-    """Nothing is in place."""
-
-
-def tell(report: JobReport) -> None:
-    """There is nothing to tell."""
-
-
-def beside_previews(job) -> None:
+def cheap_previews(job) -> None:
     """Previews stay as they are."""

@@ -36,7 +36,7 @@ def wants_fix(settings: Vae) -> str | None:
 class VaePatch:
     """Patches nothing: puts what is refused into the report."""
 
-    def __init__(self, settings: Settings, report: JobReport, relieve: Callable[[], bool]):
+    def __init__(self, settings: Settings, report: JobReport, free_others: Callable[[], bool]):
         self._settings, self._report = settings.vae, report
 
     def follow(self) -> None:

@@ -44,7 +44,8 @@ def on_done(module, args, output):
 def is_placed():
     """Whether the extension sees to where this very model is."""
     ours = sys.modules.get("sdxl_optim.hosts.webui.memory")
-    return getattr(getattr(ours, "_in_place", None), "model", None) is shared.sd_model
+    weights = getattr(ours, "weights", None)
+    return getattr(getattr(weights, "placement", None), "model", None) is shared.sd_model
 
 
 def off():

@@ -1,4 +1,4 @@
-"""A module in pieces that move as one, and their place in main memory."""
+"""Pieces of a module, each of which moves in one copy, and the main memory that they wait in."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 ALIGNMENT = 256  # bytes
-LIMIT = 75_000_000  # bytes of a piece: a transformer block of SDXL's widest level is just below
-CHUNK = 1 << 29  # bytes: torch rounds pinned memory up to a power of two, so it is taken in such
+PIECE_BYTES = 75_000_000  # at most: a transformer block of SDXL's widest level is just below
+CHUNK_BYTES = 1 << 29  # torch rounds pinned memory up to a power of two, so it is allocated in such sizes
 
 
 def tensors_of(module: nn.Module, recurse: bool = True) -> list[torch.Tensor]:
-    """Parameters and buffers, each once."""
+    """The module's parameters and buffers, each once."""
     found = (*module.parameters(recurse), *module.buffers(recurse))
     return list({id(tensor): tensor for tensor in found}.values())
 
@@ -22,7 +22,7 @@ def bytes_of(module: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in tensors_of(module))
 
 
-def split(module: nn.Module, limit: int = LIMIT) -> tuple[list[nn.Module], list[torch.Tensor]]:
+def split(module: nn.Module, limit: int = PIECE_BYTES) -> tuple[list[nn.Module], list[torch.Tensor]]:
     """(pieces of at most `limit` bytes where they can be split, tensors that belong to none).
 
     A piece is a module whose own forward is certain to be called: containers are not, as others iterate over them.
@@ -56,18 +56,18 @@ def _is_container(module: nn.Module) -> bool:
 
 
 class Arena:
-    """Main memory for pieces, pinned where a GPU reads it, in chunks that torch does not round up."""
+    """Main memory for pieces, in chunks that torch does not round up. pinned: whether a GPU copies from it."""
 
     def __init__(self, pinned: bool):
         self.pinned = pinned
         self.chunks: list[list] = []  # [tensor, bytes used]
 
-    def take(self, nbytes: int) -> torch.Tensor:
-        """A flat uint8 tensor."""
+    def allocate(self, nbytes: int) -> torch.Tensor:
+        """Main memory, as a flat uint8 tensor."""
         for chunk in self.chunks:
             if chunk[0].numel() - chunk[1] >= nbytes:
                 return self._cut(chunk, nbytes)
-        size = max(CHUNK, nbytes) if self.pinned else nbytes
+        size = max(CHUNK_BYTES, nbytes) if self.pinned else nbytes
         self.chunks.append([self._new(size), 0])
         return self._cut(self.chunks[-1], nbytes)
 
@@ -79,7 +79,7 @@ class Arena:
         if self.pinned:
             try:
                 return torch.empty(size, dtype=torch.uint8, pin_memory=True)
-            except RuntimeError:  # the system sets bounds to what may be pinned; unpinned memory is only slower
+            except RuntimeError:  # the system limits what may be pinned; unpinned memory is only slower
                 self.pinned = False
         return torch.empty(size, dtype=torch.uint8)
 
@@ -88,25 +88,27 @@ class Arena:
 class _Item:
     tensor: torch.Tensor
     offset: int
-    home: torch.Tensor | None = None  # its place in main memory, as a view
-    at_home: int = 0  # data_ptr of that
-    place: int = 0  # data_ptr where it was put
-    version: int = 0
+    main: torch.Tensor | None = None  # its place in main memory, as a view
+    main_address: int = 0  # data_ptr of that
+    address: int = 0  # data_ptr where it was put last
+    version: int = 0  # of the tensor, then
 
 
 class Piece:
     """The tensors of one module, packed into one flat buffer, so that one copy moves them all.
 
-    `flat` is where they are on the device or on their way to, None while they are at home in main memory. On their way,
-    the module still has those at home, until `arrive`. Whoever writes into a tensor meanwhile (LoRA does) or moves it
-    (the host does) is noticed, and it is the tensor that counts.
+    flat: where they are on the device or are being copied to, None while they are in main memory. copied: the event at
+    the end of the copy under way. While it is under way, the module has its tensors in main memory, until `onload`.
+    Others may write into a tensor meanwhile (LoRA does) or move it (the WebUI does): that is noticed, and the tensor's
+    value counts.
     """
 
     def __init__(self, module: nn.Module, arena: Arena):
         self.module = module
         self.flat: torch.Tensor | None = None
+        self.copied: torch.cuda.Event | None = None
+        self.arrived = True  # False from `prefetch` to `onload`
         self._arena = arena
-        self.arrived = True
         self._views: dict[int, list[torch.Tensor]] = {}
         self._lay_out()
 
@@ -117,24 +119,24 @@ class Piece:
             end += -(-_span(tensor) // ALIGNMENT) * ALIGNMENT
         self.nbytes = max(end, ALIGNMENT)
         self.layout = [(i.tensor.shape, i.tensor.stride(), i.tensor.dtype) for i in self.items]
-        self.home = self._arena.take(self.nbytes)
+        self.main = self._arena.allocate(self.nbytes)
         self._views.clear()
-        for item, view in zip(self.items, self._make_views(self.home), strict=True):
-            item.home, item.at_home = view, view.data_ptr()
+        for item, view in zip(self.items, self._make_views(self.main), strict=True):
+            item.main, item.main_address = view, view.data_ptr()
             view.copy_(item.tensor.data)
-        self._point_home()
+        self._point_to_main()
 
-    def fetch(self, buffer: torch.Tensor) -> None:
+    def prefetch(self, buffer: torch.Tensor) -> None:
         """Start to copy to the first bytes of `buffer`, on the current stream and without waiting."""
-        self.go_home()
+        self.offload()
         self.flat, self.arrived = buffer[: self.nbytes], False
         for item in self.items:
             item.version = item.tensor._version
-        self.flat.copy_(self.home, non_blocking=True)
+        self.flat.copy_(self.main, non_blocking=True)
 
-    def arrive(self) -> None:
-        """Be where `fetch` copies to, `intact` given. That the copy is over before anything is done with it, the caller
-        sees to."""
+    def onload(self) -> None:
+        """Let the module use the copy that `prefetch` started. Nobody has moved its tensors since (`intact`), and the
+        caller sees to it that the copy has ended before they are read."""
         if self.arrived:
             return
         self.arrived = True
@@ -143,10 +145,10 @@ class Piece:
             if tensor._version != item.version:
                 view.copy_(tensor.data)
             tensor.data = view
-            item.place, item.version = view.data_ptr(), tensor._version
+            item.address, item.version = view.data_ptr(), tensor._version
 
-    def go_home(self) -> None:
-        """Be in main memory. Copies only what was changed."""
+    def offload(self) -> None:
+        """Let the module use main memory. Copies only what was changed."""
         if self.intact:
             if self.flat is None:
                 return
@@ -156,18 +158,18 @@ class Piece:
             return
         for item in self.items:
             tensor = item.tensor
-            place = tensor.data_ptr()
-            if place != item.at_home and (place != item.place or tensor._version != item.version):
-                item.home.copy_(tensor.data)
-        self._point_home()
+            address = tensor.data_ptr()
+            if address != item.main_address and (address != item.address or tensor._version != item.version):
+                item.main.copy_(tensor.data)
+        self._point_to_main()
         self.flat, self.arrived = None, True
 
     def release(self, device: torch.device) -> None:
-        """Give each tensor memory of its own on `device`, as if nothing had been. Pinned memory is kept where it is to
-        be main memory: a copy would take the same again, and the next move be slower."""
-        self.go_home()
+        """Give each tensor memory of its own on `device`. On the CPU pinned memory is kept: a copy would take as much
+        again, and the next move would be slower."""
+        self.offload()
         self._views.clear()
-        if device.type == "cpu" and self.home.is_pinned():
+        if device.type == "cpu" and self.main.is_pinned():
             return
         for item in self.items:
             data = item.tensor.data
@@ -176,20 +178,21 @@ class Piece:
 
     @property
     def intact(self) -> bool:
-        return all(i.tensor.data_ptr() == i.place for i in self.items)
+        """Whether each tensor is where it was put."""
+        return all(i.tensor.data_ptr() == i.address for i in self.items)
 
-    def _point_home(self) -> None:
+    def _point_to_main(self) -> None:
         for item in self.items:
             tensor = item.tensor
-            if tensor.data_ptr() != item.at_home:
-                tensor.data = item.home
-            item.place, item.version = item.at_home, tensor._version
+            if tensor.data_ptr() != item.main_address:
+                tensor.data = item.main
+            item.address, item.version = item.main_address, tensor._version
 
     def _views_on(self, flat: torch.Tensor) -> list[torch.Tensor]:
         key = flat.data_ptr()
         views = self._views.get(key)
         if views is None:
-            if len(self._views) > 4:  # of buffers that are no more
+            if len(self._views) > 4:  # of buffers that were freed
                 self._views.clear()
             views = self._views[key] = self._make_views(flat)
         return views
@@ -203,12 +206,12 @@ class Piece:
         return views
 
     def forget_views(self) -> None:
-        """Of a buffer that is about to be freed: a view would keep it."""
+        """Drop the views on a buffer that is to be freed: each of them would keep it."""
         self._views.clear()
 
 
 def _span(tensor: torch.Tensor) -> int:
-    """Bytes from its first to its last element."""
+    """Bytes from the first to the last element of `tensor`."""
     if tensor.numel() == 0:
         return 0
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
