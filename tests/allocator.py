@@ -100,7 +100,7 @@ class CachingAllocator:
 
 
 class Recorder(TorchDispatchMode):
-    """While entered, what is taken and given back on the meta device: (number, bytes), bytes 0 for the end of it.
+    """Context manager: records what is allocated and freed on the meta device, as (number, bytes), bytes 0 for the end.
 
     Convolutions take `workspace` times their input and output for their own time, which cuDNN does on its own account.
     """

@@ -1,6 +1,6 @@
-"""Weights stored in float8_e4m3fn, computed with layer by layer in their own precision.
+"""Weights stored in 8 bits (float8_e4m3fn); each layer computes with them in its own precision.
 
-Formats: https://arxiv.org/abs/2209.05433. What does not fit the format's range stays as it is.
+The format: https://arxiv.org/abs/2209.05433. A layer with weights beyond its range stays as it is.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 LAYERS = (nn.Linear, nn.Conv2d)
-LARGEST = 448.0  # of float8_e4m3fn, which has no infinity
+LARGEST = 448.0  # the largest value of float8_e4m3fn, which has no infinity
 
 
 def why_not() -> str | None:
-    """The reason why this torch can't, or None."""
+    """Why this torch can't store weights so, or None."""
     if not hasattr(torch, "float8_e4m3fn"):
         return f"torch {torch.__version__} has no float8_e4m3fn; 2.1 or newer has"
     return None
@@ -26,11 +26,12 @@ def layers_of(module: nn.Module) -> list[nn.Module]:
 
 
 class Fp8Weights:
-    """While open, the weights of the module's Linear and Conv2d layers are stored in 8 bits.
+    """Until closed, the weights of the module's Linear and Conv2d layers are stored in 8 bits.
 
-    on_layer: called with each layer before it is first touched; what was merged into its weight must leave it there.
-    pending, merge: whether somebody wants to change a layer's weight, and the function that lets them. They get the
-    original, and what they make of it is stored: small changes would be lost between the steps of rounded weights.
+    on_layer: called with each layer before its weight is stored; it takes out what was merged into the weight.
+    pending: whether a LoRA is to be merged into a layer. merge: merges it. It gets the original weight, and the result
+    is stored: small changes would be lost between the steps of rounded weights.
+    skipped: the number of layers that stay as they are.
     """
 
     def __init__(
@@ -61,7 +62,10 @@ class Fp8Weights:
         return sum(w.nbytes - w.numel() for w in self.originals.values())
 
     def close(self, on_layer: Callable[[nn.Module], None] = lambda layer: None) -> None:
-        """Each weight is again what it was, where it is now. on_layer: called with each layer afterwards."""
+        """Put the original weights back, on the device where each layer is now.
+
+        on_layer: called with each layer afterwards.
+        """
         for hook in self._hooks:
             hook.remove()
         for layer, original in self.originals.items():
@@ -88,7 +92,7 @@ class Fp8Weights:
             return
         stored, version = self._stored.pop(layer)
         weight = layer.weight
-        if weight._version != version:  # somebody has changed it
+        if weight._version != version:  # it was changed in the call
             _store(weight.data, stored)
         weight.data = stored
 
