@@ -62,7 +62,10 @@ class Inductor:
 
     def prepare(self, body, inputs: Tensors, progress) -> object:
         self._remember_shape(inputs)
-        set_cache(self._cache)
+        with compiled_code_kept_in(self._cache):
+            return self._prepare(body, inputs, progress)
+
+    def _prepare(self, body, inputs: Tensors, progress) -> object:
         blocks = compilable_blocks(body.unet)
         side_stream = self._graphs.side_stream() if self.captures else SideStream()
         if self.captures:
@@ -175,12 +178,28 @@ def _removed_broken_library(error: OSError) -> bool:
     return True
 
 
-def set_cache(folder: Path | None) -> None:
-    """Tell torch where compiled code is kept, unless the user's environment does already."""
-    for name, part in CACHE_VARIABLES.items():
-        if folder is not None and (name not in os.environ or _is_torchs_own(os.environ[name])):
-            os.environ[name] = str(folder / part)
-            _forget_folder()
+@contextmanager
+def compiled_code_kept_in(folder: Path | None) -> Iterator[None]:
+    """Context manager: torch and Triton keep compiled code in `folder`, unless the user's environment names another.
+
+    The environment is the only way to tell both; afterwards it is what it was.
+    """
+    names = [name for name in CACHE_VARIABLES if _is_free(name)] if folder is not None else []
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update({name: str(folder / CACHE_VARIABLES[name]) for name in names})
+    forget_folder()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        forget_folder()
+
+
+def _is_free(name: str) -> bool:
+    return name not in os.environ or _is_torchs_own(os.environ[name])
 
 
 def _is_torchs_own(folder: str) -> bool:
@@ -188,7 +207,7 @@ def _is_torchs_own(folder: str) -> bool:
     return folder.startswith(str(Path(tempfile.gettempdir()) / "torchinductor_"))
 
 
-def _forget_folder() -> None:
-    """Old versions of torch ask the environment but once, and somebody may have made them do so."""
+def forget_folder() -> None:
+    """Make old versions of torch, which read the environment only once, read it again."""
     codecache = sys.modules.get("torch._inductor.codecache")
     getattr(getattr(codecache, "cache_dir", None), "cache_clear", lambda: None)()

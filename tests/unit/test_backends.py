@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import os
 import weakref
 
 import host_loop
@@ -332,9 +333,13 @@ def test_more_sizes_than_the_cap_run_eagerly():
 def test_the_cache_is_the_users_where_the_environment_names_one(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "theirs")
     monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
-    inductor.set_cache(tmp_path)
-    assert inductor.os.environ["TORCHINDUCTOR_CACHE_DIR"] == "theirs"
-    assert inductor.os.environ["TRITON_CACHE_DIR"] == str(tmp_path / "triton")
+    with inductor.compiled_code_kept_in(tmp_path):
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "theirs"
+        assert os.environ["TRITON_CACHE_DIR"] == str(tmp_path / "triton")
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "theirs"
+    assert "TRITON_CACHE_DIR" not in os.environ
+    with inductor.compiled_code_kept_in(None):
+        assert "TRITON_CACHE_DIR" not in os.environ
 
 
 def test_a_folder_that_torch_chose_by_itself_is_not_the_users(monkeypatch, tmp_path):
@@ -342,9 +347,11 @@ def test_a_folder_that_torch_chose_by_itself_is_not_the_users(monkeypatch, tmp_p
 
     for name in inductor.CACHE_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    codecache.cache_dir()
-    inductor.set_cache(tmp_path)
-    assert codecache.cache_dir() == str(tmp_path / "inductor")
+    inductor.forget_folder()
+    own = codecache.cache_dir()
+    with inductor.compiled_code_kept_in(tmp_path):
+        assert codecache.cache_dir() == str(tmp_path / "inductor")
+    assert codecache.cache_dir() == own
 
 
 # --- OneDiff's front end, with a runtime of the test's in its registry
@@ -394,7 +401,7 @@ def test_a_library_that_a_killed_start_left_half_written_is_compiled_again(tmp_p
     half.parent.mkdir()
     half.write_bytes(b"half")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    inductor._forget_folder()
+    inductor.forget_folder()
 
     def compiler(graph, examples, options):
         if half.exists():
@@ -408,4 +415,4 @@ def test_a_library_that_a_killed_start_left_half_written_is_compiled_again(tmp_p
     monkeypatch.setattr(torch._inductor, "compile", lambda *args, **kwargs: (_ for _ in ()).throw(elsewhere))
     with pytest.raises(OSError, match=r"other\.so"):
         inductor._compile("graph", [torch.zeros(1)])
-    inductor._forget_folder()
+    inductor.forget_folder()

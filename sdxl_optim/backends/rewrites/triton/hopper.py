@@ -7,6 +7,7 @@ operators, as kernels.py does.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
@@ -18,7 +19,11 @@ from sdxl_optim.backends.api import HALF
 from sdxl_optim.backends.rewrites.layers import multiprocessors
 from sdxl_optim.backends.rewrites.triton.kernels import empty_for, has_heads
 
-LOG2_E = 1.4426950408889634
+LOG2_E = 1 / math.log(2)
+# GELU by the approximation with tanh (https://arxiv.org/abs/1606.08415) is x (1 + tanh(y)) / 2, where
+# y = sqrt(2 / pi) (x + 0.044715 x³). It is x / (1 + 2^(-2 y log2 e)), and 2 y log2 e is GELU_X x + GELU_X3 x³.
+GELU_X = 2 * math.sqrt(2 / math.pi) * LOG2_E
+GELU_X3 = 0.044715 * GELU_X
 TOKENS, HIDDEN, CHANNELS = 128, 64, 64  # of a tile of geglu's product, and of each step towards it
 GROUP = 16  # of its tiles
 MOST_TOKENS = 2048  # of a picture: cuDNN's attention is faster over more
@@ -35,6 +40,7 @@ def is_hopper(device: torch.device) -> bool:
 def _geglu(
     X, Weight, Bias, Out, tokens, hidden, channels, programs,
     M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, GROUP: tl.constexpr,
+    GELU_X: tl.constexpr, GELU_X3: tl.constexpr,
 ):  # fmt: skip
     """A program makes tile after tile, and brings in for the next one while it writes. Tiles are in groups of GROUP
     along the tokens, so that those that run together read the same weights. A tile's values and gates are one product:
@@ -53,8 +59,8 @@ def _geglu(
         column = n + tl.arange(0, N)
         value += tl.load(Bias + column, mask=column < hidden, other=0.0)[None, :].to(tl.float32)
         gate += tl.load(Bias + hidden + column, mask=column < hidden, other=0.0)[None, :].to(tl.float32)
-        # x (1 + tanh(y)) / 2 is x / (1 + 2^(-2 y log2 e)); a square root's inverse is faster than a quotient.
-        root = tl.rsqrt(1.0 + tl.exp2(gate * (-2.302208198 - 0.10294324 * gate * gate)))
+        # Dividing by 1 + 2^… is slower than multiplying by the inverse of its square root twice.
+        root = tl.rsqrt(1.0 + tl.exp2(gate * (-GELU_X - GELU_X3 * gate * gate)))
         Out.store([m, n], (value * gate * root * root).to(Out.dtype))
 
 
@@ -72,7 +78,7 @@ def geglu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Te
     given = TensorDescriptor.from_tensor(flat, [TOKENS, CHANNELS])
     weights = TensorDescriptor.from_tensor(weight.view(2, hidden, channels), [2, HIDDEN, CHANNELS])
     result = TensorDescriptor.from_tensor(out.view(tokens, hidden), [TOKENS, HIDDEN])
-    numbers = tokens, hidden, channels, programs, TOKENS, HIDDEN, CHANNELS, GROUP
+    numbers = tokens, hidden, channels, programs, TOKENS, HIDDEN, CHANNELS, GROUP, GELU_X, GELU_X3
     _geglu[(programs,)](given, weights, bias, result, *numbers, num_warps=4, num_stages=3)
     return out
 
