@@ -3,7 +3,6 @@
 import copy
 import random
 import threading
-import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -224,24 +223,40 @@ def test_a_nan_is_decoded_again_and_said_once(vae):
 
 
 @torch.no_grad()
-def test_a_preview_in_another_thread_does_not_change_the_weights_under_a_decode(vae):
+def test_a_preview_in_another_thread_does_not_change_the_weights_under_a_decode(vae, monkeypatch):
     """It would begin first and end in between: what it puts back is not what the picture computes in."""
     vae = copy.deepcopy(vae).to(torch.bfloat16)
     z, entered, failed = torch.randn(1, 4, 8, 8), threading.Event(), []
+    came = threading.Event()  # the picture, to where it has to wait, or past it
+
+    class Door:
+        def __init__(self):
+            self.lock = threading.RLock()
+
+        def __enter__(self):
+            if entered.is_set() and threading.current_thread() is not preview:
+                came.set()
+            self.lock.acquire()
+
+        def __exit__(self, *_):
+            self.lock.release()
+
+    monkeypatch.setattr("sdxl_optim.techniques.vae.patch.RLock", Door)
     with vae_attached(vae.encoder, vae.decoder, torch.float32, None, VaeReport()):
         right = vae.decoder(z)
 
         def slowly(*_):
             if threading.current_thread() is preview:
                 entered.set()
-                time.sleep(0.1)  # for the picture to begin, if it does
+                assert came.wait(10)
             else:
+                came.set()
                 preview.join()
 
         def decode():
             try:
                 vae.decoder(z)
-            except RuntimeError as error:
+            except (RuntimeError, AssertionError) as error:
                 failed.append(error)
 
         preview, hook = threading.Thread(target=decode), vae.decoder.conv_in.register_forward_hook(slowly)
