@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import nn
 
 from sdxl_optim.backends.environment import Environment
-from sdxl_optim.backends.rewrites.weight_layout import WeightLayout
 from sdxl_optim.settings import FreeU
+
+if TYPE_CHECKING:
+    from sdxl_optim.backends.rewrites.weight_layout import WeightLayout
 
 Tensors = Sequence[torch.Tensor]
 Progress = Callable[[str], None]  # takes a few words on what is being prepared, "" at the end

@@ -43,10 +43,10 @@ class StaticCall:
         self, inputs: list[torch.Tensor], outputs: list[torch.Tensor], replay: Callable[[], object], nbytes: int = 0
     ):
         self.inputs, self.outputs, self.nbytes = inputs, outputs, nbytes
-        self._replay = replay
+        self.replay = replay
 
     def __call__(self, body, inputs: Tensors) -> list[torch.Tensor]:
         for buffer, tensor in zip(self.inputs, inputs, strict=True):
             buffer.copy_(tensor)
-        self._replay()
+        self.replay()
         return self.outputs
