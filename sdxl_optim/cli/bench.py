@@ -7,7 +7,6 @@ import dataclasses
 import time
 from pathlib import Path
 
-from sdxl_optim import settings
 from sdxl_optim.bench import article
 from sdxl_optim.bench.cases import Case
 from sdxl_optim.bench.reading import article_rows, cases_of
@@ -57,8 +56,7 @@ def run(args: argparse.Namespace) -> int:
         raise SettingsError("--refiner", args.refiner, "only together with --model")
     quiet_libraries()
 
-    from tqdm import tqdm
-
+    from sdxl_optim.bench.progress import progress_bar
     from sdxl_optim.bench.report import REPORT
     from sdxl_optim.bench.results import Results
     from sdxl_optim.bench.runner import Progress, Runner
@@ -72,17 +70,14 @@ def run(args: argparse.Namespace) -> int:
     title = "the article's table" if args.article else "benchmark"
     results = Results.opened(out, kind="bench", title=title, note=note, conditions=conditions)
     host = DiffusersHost(models, Request("", **values), name)
-    with tqdm(unit="picture") as bar:
+    runner = Runner(host, results, cases, prompts, runs, warm_up, order)
+    with progress_bar() as bar:
 
         def show(progress: Progress) -> None:
-            bar.total = progress.total
-            bar.set_description(progress.doing, refresh=False)
-            bar.update(progress.done - bar.n)
-            bar.refresh()
+            bar(progress)
             if limit is not None and time.monotonic() - began > limit:
                 runner.stop()
 
-        runner = Runner(host, results, cases, prompts, runs, warm_up, order)
         runner.run(show)
     if left := runner.left():
         say(f"{left} pictures are still to be made: the same command goes on")
@@ -128,9 +123,7 @@ def _models(args: argparse.Namespace, device_name: str, dtype_name: str):
 
     device = loading.check_device(device_name)
     if args.model:
-        wanted = settings.from_dict({"vae": {"decoder": "tiny"}})
-        models = load_models(args, device, dtype_name, None, wanted)
-        return dataclasses.replace(models, notes=()), args.model, ""
+        return dataclasses.replace(load_models(args, device, dtype_name), notes=()), args.model, ""
     dtype = loading.pick_dtype(dtype_name, device)
     models, about = demo.demo_models(device, dtype)
     return dataclasses.replace(models, refiner=demo.demo_refiner(models, device, dtype)), "tiny SDXL", about

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from sdxl_optim import settings
 from sdxl_optim.cli import options
 from sdxl_optim.cli.console import quiet_libraries, say
 from sdxl_optim.cli.models import load_models
@@ -36,8 +35,7 @@ def run(args: argparse.Namespace) -> int:
     device = loading.check_device(values.pop("device"))
     dtype = values.pop("dtype")
     if args.model:
-        wanted = settings.from_dict({"vae": {"decoder": "tiny"}})
-        models, about = load_models(args, device, dtype, None, wanted), args.model
+        models, about = load_models(args, device, dtype), args.model
     else:
         models, about = demo.demo_models(device, loading.pick_dtype(dtype, device))
     say(str(demo.make_demo(models, Request("", **values), out, about).resolve()))

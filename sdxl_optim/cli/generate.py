@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     requests = [Request(prompt, args.negative, **values) for prompt in prompts]
     watch = Stopwatch(device)
     with PeakMemory(device) as memory:
-        models = load_models(args, device, dtype, sampler, chosen)
+        models = load_models(args, device, dtype, sampler, tiny=chosen.vae.decoder == "tiny")
         watch.lap("load")
         result = generate_many(models, requests, chosen) if args.prompts else generate(models, requests[0], chosen)
     files = _save(result.images, out, values["seed"], values["batch"])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from sdxl_optim.settings import Settings
 
+def load_models(args: argparse.Namespace, device, dtype_name: str, sampler: str | None = None, tiny: bool = True):
+    """`generate.Models` of --model, with `tiny` also of --tiny-vae, and of --refiner where the command has it. Raises
+    SettingsError.
 
-def load_models(args: argparse.Namespace, device, dtype_name: str, sampler: str | None, chosen: Settings):
-    """`generate.Models` of --model, --tiny-vae and, where the command has it, --refiner. Raises SettingsError.
-
-    A tiny VAE that `chosen` wants and that can't be had is a line on standard error and a note of the models.
+    sampler: a name of `samplers.SAMPLERS`, or None for the model's own. A tiny VAE that can't be had is a line on
+    standard error and a note of the models.
     """
     from sdxl_optim.errors import Unsupported
     from sdxl_optim.hosts.standalone import models as loading
@@ -21,7 +21,7 @@ def load_models(args: argparse.Namespace, device, dtype_name: str, sampler: str 
 
     dtype = loading.pick_dtype(dtype_name, device)
     tiny_vae, notes = None, []
-    if chosen.vae.decoder == "tiny":
+    if tiny:
         try:
             tiny_vae = loading.load_tiny_vae(args.tiny_vae, device, dtype)
         except Unsupported as error:

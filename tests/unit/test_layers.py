@@ -5,7 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from sdxl_optim.backends.rewrites.half_precision import without_autocast
-from sdxl_optim.backends.rewrites.layers import capture_friendly_layers, geglu, spread_group_norm
+from sdxl_optim.backends.rewrites.layer_rewrite import LayerRewrite, itself, replacements
+from sdxl_optim.backends.rewrites.layers import CAPTURE_FRIENDLY_LAYERS, geglu, spread_group_norm
+from sdxl_optim.unet.patching import forwards_replaced
 from tests.ldm_unet import GEGLU, random_inputs, tiny_unet
 
 
@@ -33,9 +35,28 @@ def test_geglu_is_off_by_less_than_half_precisions_last_digit():
     assert difference.max() <= 2**-11 * max(1, expected.abs().max())
 
 
+def test_a_layer_is_rewritten_by_the_first_kind_that_it_is_of():
+    root = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Sequential(torch.nn.ReLU()), torch.nn.GELU())
+    inner = LayerRewrite(lambda m: isinstance(m, torch.nn.Sequential) and m is not root, lambda m: itself(twice)(m[0]))
+    linear = LayerRewrite(lambda m: isinstance(m, torch.nn.Linear), itself(twice))
+    others = LayerRewrite(lambda m: isinstance(m, (torch.nn.Linear, torch.nn.GELU)), itself(lambda *_: None))
+    found = list(replacements(root, [linear, inner, others]))
+    assert [layer for layer, _ in found] == [root[0], root[1][0], root[2]]
+    x = torch.randn(3, 2)
+    with forwards_replaced(found):
+        assert root[2](x) is None
+        assert torch.equal(root[0](x), 2 * torch.nn.functional.linear(x, root[0].weight, root[0].bias))
+        assert torch.equal(root[1](x), 2 * x.relu())
+    assert torch.equal(root[1](x), x.relu())
+
+
+def twice(layer, original, x):
+    return 2 * original(x)
+
+
 def test_off_the_gpu_all_layers_compute_what_they_did():
     unet, inputs = tiny_unet(), random_inputs(tiny_unet().config)
-    kinds = {type(layer).__name__ for layer, _ in capture_friendly_layers(unet)}
+    kinds = {type(layer).__name__ for layer, _ in replacements(unet, CAPTURE_FRIENDLY_LAYERS)}
     assert kinds == {"GroupNorm", "GEGLU"}
     with torch.no_grad():
         expected = unet(*inputs.args)

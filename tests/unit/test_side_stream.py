@@ -50,7 +50,7 @@ def test_they_run_before_the_rest_and_once(unet, inputs):
     assert sorted(ran[: len(layers)]) == sorted(layers)
     # handed out afterwards, where the UNet calls them: their own hooks see that, their products are not made again
     assert ran.index("time_embed.0") == len(layers)
-    assert len(side_stream._results) == 0
+    assert side_stream.pending == 0
     assert traces(unet) == []
 
 

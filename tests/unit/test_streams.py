@@ -46,7 +46,7 @@ def test_each_device_has_its_own(made, monkeypatch):
 
 def test_a_failed_captures_streams_are_not_used_again(made, monkeypatch):
     graphs = CudaGraph()
-    first = graphs.side_stream()._stream
+    first = graphs.side_stream().stream
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
@@ -60,4 +60,4 @@ def test_a_failed_captures_streams_are_not_used_again(made, monkeypatch):
     monkeypatch.setattr(cudagraph, "_capture", fails)
     with pytest.raises(RuntimeError, match="invalid capture"):
         graphs.record(lambda tensors: list(tensors), [torch.zeros(1)])
-    assert graphs.side_stream()._stream is not first
+    assert graphs.side_stream().stream is not first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from functools import partial
 
 import pytest
@@ -112,13 +113,11 @@ def test_a_bias_that_a_lora_adds_is_not_lost(unet, applied):
 
 
 def test_it_keeps_no_model_alive(applied, unet):
-    layer = next(iter(applied._changed))
-    n = len(applied._changed)
-    del layer
+    n = len(applied)
     for module in unet.modules():
         if hasattr(module, "attn1"):
             del module.attn1
-    assert len(applied._changed) < n
+    assert len(applied) < n
 
 
 @torch.no_grad()
@@ -130,10 +129,14 @@ def test_one_product_is_made_once_and_only_of_one_tensor():
     one = FusedLinear(layers, weight)
     with forwards_replaced(one.forwards()):
         for _ in range(2):
-            assert all(map(torch.allclose, (layer(x) for layer in layers), plain[0]))
-            assert one._given is None
-            assert one._results == []
+            given = x.clone()
+            alive = weakref.ref(given)
+            assert all(map(torch.allclose, [layer(given) for layer in layers], plain[0]))
+            assert one.pending == 0
+            del given
+            assert alive() is None
         layers[0](x)
+        assert one.pending == 2
         assert torch.equal(layers[2](other), plain[1])
     assert traces(nn.ModuleList(layers)) == []
 
@@ -171,7 +174,7 @@ def test_the_text_is_one_product_for_each_row_of_blocks(unet, inputs, applied):
     body = UNetBody(unet, unet.forward, Arguments(tuple(inputs), {}), Kind(), None)
     side_stream, expected = SideStream(), unet(*inputs)
     body(inputs, partial(side_stream.discover, unet))
-    assert len(side_stream._groups) == len(texts(unet))
+    assert side_stream.products == texts(unet)
     assert all(side_stream.width(layers[0]) == sum(layer.out_features for layer in layers) for layers in texts(unet))
     assert torch.allclose(body(inputs, side_stream.prefetch)[0], expected, atol=1e-5)
 

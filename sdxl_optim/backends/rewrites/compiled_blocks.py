@@ -1,9 +1,9 @@
-"""The UNet's repeated parts, each compiled once for all its copies.
+"""A UNet's repeated blocks, each kind compiled once for all of its copies.
 
-A UNet of SDXL has some thirty residual blocks and rows of transformer blocks, but nineteen kinds of them at a given
-size. Each kind is traced by itself, with its weights as inputs, and all blocks of that kind call the same compiled
-code: that takes a fraction of the time that the whole UNet takes, weights may change or move at will, and Python around
-the blocks (hooks, DeepCache, FreeU) stays what it is.
+SDXL's UNet has some thirty residual blocks and rows of transformer blocks, but only nineteen kinds of them at a given
+size. Each kind is traced by itself with its weights as inputs, and all blocks of that kind call the same compiled code.
+This takes a fraction of the time that the whole UNet would take, weights may change or move freely, and Python around
+the blocks (hooks, DeepCache, FreeU) runs as before.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from sdxl_optim.backends.call.arguments import Arguments
 from sdxl_optim.backends.call.foreign_hooks import is_untouched
+from sdxl_optim.backends.rewrites.layer_rewrite import LayerRewrite, bound, itself, replacements
+from sdxl_optim.backends.rewrites.layers import fused_qkv
 from sdxl_optim.backends.rewrites.side_stream import SideStream
 from sdxl_optim.backends.rewrites.triton.substitute import kernels_substituted
-from sdxl_optim.backends.rewrites.weight_layout import FusedLinear, packed_weight, qkv_of
+from sdxl_optim.backends.rewrites.weight_layout import packed_weight, qkv_of
 from sdxl_optim.unet.patching import forwards_replaced
 
-# Of the ldm/sgm UNets, and of diffusers'. The larger ones come first: their parts are compiled by themselves only where
-# they can't be.
+# Of the ldm/sgm UNets, and of diffusers. The larger blocks come first: their parts are compiled on their own only if
+# the whole can't be.
 NAMES = (
     ("SpatialTransformer", "Transformer2DModel"),
     ("ResBlock", "ResnetBlock2D", "BasicTransformerBlock", "Upsample", "Downsample", "Upsample2D", "Downsample2D"),
@@ -47,22 +49,16 @@ class CompiledBlocks:
 
     @contextmanager
     def counted(self, blocks: list[CompilableBlock], side_stream: SideStream) -> Iterator[set[Hashable]]:
-        """While entered, the blocks run eagerly, and the kinds that are still to be compiled are collected."""
+        """Context manager: the blocks run eagerly. Gives the set of the kinds that still have to be compiled."""
         missing: set[Hashable] = set()
 
-        def make(block: CompilableBlock):
-            def count(original):
-                def forward(*args, **kwargs):
-                    key = block.key(Arguments(args, kwargs), side_stream)
-                    if key not in self._compiled:
-                        missing.add(key)
-                    return original(*args, **kwargs)
+        def count(block: CompilableBlock, original: Callable, *args, **kwargs):
+            key = block.key(Arguments(args, kwargs), side_stream)
+            if key not in self._compiled:
+                missing.add(key)
+            return original(*args, **kwargs)
 
-                return forward
-
-            return count
-
-        with forwards_replaced((block.module, make(block)) for block in blocks):
+        with forwards_replaced((block.module, bound(count, block)) for block in blocks):
             yield missing
 
     @contextmanager
@@ -72,23 +68,17 @@ class CompiledBlocks:
         """Context manager: the blocks run compiled, except for their layers on the side stream. A kind of block that is
         not compiled yet is compiled when it is first called."""
 
-        def make(block: CompilableBlock):
-            def run_compiled(original):
-                def forward(*args, **kwargs):
-                    arguments = Arguments(args, kwargs)
-                    key = block.key(arguments, side_stream)
-                    if key not in self._compiled:
-                        on_compile()
-                        graph, examples, structure = block.trace(original, arguments, side_stream)
-                        self._compiled[key] = self._compiler(graph, examples), structure
-                    compiled, structure = self._compiled[key]
-                    return tree_unflatten(compiled(*arguments.tensors, *block.given(side_stream)), structure)
+        def run_compiled(block: CompilableBlock, original: Callable, *args, **kwargs):
+            arguments = Arguments(args, kwargs)
+            key = block.key(arguments, side_stream)
+            if key not in self._compiled:
+                on_compile()
+                graph, examples, structure = block.trace(original, arguments, side_stream)
+                self._compiled[key] = self._compiler(graph, examples), structure
+            compiled, structure = self._compiled[key]
+            return tree_unflatten(compiled(*arguments.tensors, *block.given(side_stream)), structure)
 
-                return forward
-
-            return run_compiled
-
-        with forwards_replaced((block.module, make(block)) for block in blocks):
+        with forwards_replaced((block.module, bound(run_compiled, block)) for block in blocks):
             yield
 
     def clear(self) -> None:
@@ -96,7 +86,7 @@ class CompiledBlocks:
 
 
 def compilable_blocks(unet: nn.Module) -> list[CompilableBlock]:
-    """The blocks of `unet` that can be compiled: those in which nobody else's Python runs. None is inside another."""
+    """The blocks of `unet` in which no other extension's Python runs. None of them is inside another."""
     found, inside = [], set()
     out = getattr(unet, "out", None)  # of the ldm/sgm layout
     candidates = [out] if isinstance(out, nn.Sequential) else []
@@ -109,7 +99,7 @@ def compilable_blocks(unet: nn.Module) -> list[CompilableBlock]:
 
 
 def _is_swapped(module: nn.Module) -> bool:
-    """Whether somebody gave it a class that was made while the program ran, as token merging does."""
+    """Whether its class was replaced by one made at run time, as token merging does."""
     return "<locals>" in type(module).__qualname__
 
 
@@ -129,7 +119,7 @@ class CompilableBlock:
         return [*self.module.parameters(), *self.module.buffers()]
 
     def products(self) -> list[tuple[list[nn.Linear], torch.Tensor]]:
-        """(layers that read one tensor, their weights as one) where these lie side by side."""
+        """(layers that read the same tensor, their weights as one) for weights that lie side by side."""
         found = ((layers, packed_weight(layers)) for layers in map(qkv_of, self.module.modules()) if layers)
         return [(layers, weight) for layers, weight in found if weight is not None]
 
@@ -142,7 +132,7 @@ class CompilableBlock:
         )
 
     def given(self, side_stream: SideStream) -> list[torch.Tensor]:
-        """What the compiled code takes behind the call's own tensors."""
+        """What the compiled code is given behind the call's own tensors."""
         made = [side_stream.result(layer) for layer in self.layers_of(side_stream).values()]
         return [*made, *(weight for _, weight in self.products()), *self.weights()]
 
@@ -158,43 +148,45 @@ class CompilableBlock:
         """The block's operations as a graph over the call's tensors and what is `given`; examples of these; the
         structure of what the block returns.
 
-        It is traced by running it, so whatever its layers' Python does (a LoRA's hook, say) is done then and is no
-        part of the graph. A picture comes out in the order in which the block's convolutions lie, or what it was
-        given.
+        The block is run for that, so whatever its layers' Python does (a LoRA's hook, say) is done then and is no part
+        of the graph. A picture comes out channels-last if the block's convolutions or its inputs are.
         """
         call = _BlockCall(self.module, original)
         layers, products = list(self.layers_of(side_stream).values()), [layers for layers, _ in self.products()]
         n, structures = len(arguments.tensors), []
-        order = _order_of([*arguments.tensors, *self.weights()])
+        memory_format = _memory_format_of([*arguments.tensors, *self.weights()])
 
         def function(*tensors):
             rest = iter(tensors[n:])
-            made = [(layer, _returning(next(rest))) for layer in layers]
-            as_one = [make for group in products for make in FusedLinear(group, next(rest)).forwards()]
+            results = {layer: next(rest) for layer in layers}
+            packed = {group[0]: next(rest) for group in products}
             weights = {f"module.{name}": weight for name, weight in zip(self._names, rest, strict=True)}
-            with kernels_substituted(self.module, tensors[:n]), forwards_replaced([*made, *as_one]):
+            rewrites = [_computed_already(results), fused_qkv(lambda group: packed.get(group[0]))]
+            rewritten = forwards_replaced(replacements(self.module, rewrites))
+            with kernels_substituted(self.module, tensors[:n]), rewritten:
                 out = functional_call(call, weights, *arguments.put_together(tensors[:n]))
             leaves, structure = tree_flatten(out)
             structures.append(structure)
-            return [leaf.contiguous(memory_format=order) if leaf.dim() == 4 else leaf for leaf in leaves]
+            return [leaf.contiguous(memory_format=memory_format) if leaf.dim() == 4 else leaf for leaf in leaves]
 
         examples = [tensor.detach() for tensor in (*arguments.tensors, *self.given(side_stream))]
         graph = make_fx(function, tracing_mode="fake")(*examples)
         return graph, examples, structures[-1]
 
 
-def _returning(result: torch.Tensor):
-    return lambda _: lambda x: result
+def _computed_already(results: dict[nn.Module, torch.Tensor]) -> LayerRewrite:
+    """The side stream's layers, whose results are given to the block."""
+    return LayerRewrite(results.__contains__, itself(lambda layer, original, x: results[layer]))
 
 
-def _order_of(tensors: list[torch.Tensor]) -> torch.memory_format:
+def _memory_format_of(tensors: list[torch.Tensor]) -> torch.memory_format:
     pictures = (t for t in tensors if t.dim() == 4)
     last = any(t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() for t in pictures)
     return torch.channels_last if last else torch.contiguous_format
 
 
 class _BlockCall(nn.Module):
-    """A block by its own `forward`, past what is laid over it."""
+    """A block by its own `forward`, without the one that replaces it."""
 
     def __init__(self, module: nn.Module, forward: Callable):
         super().__init__()

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from sdxl_optim.backends.api import HALF, Tensors
-from sdxl_optim.backends.rewrites.layers import capture_friendly_layers
+from sdxl_optim.backends.rewrites.layer_rewrite import replacements
+from sdxl_optim.backends.rewrites.layers import CAPTURE_FRIENDLY_LAYERS
 from sdxl_optim.unet.patching import forwards_replaced
 
 
@@ -27,8 +28,9 @@ def without_autocast(unet: nn.Module) -> Iterator[None]:
     The results are those of autocast up to one rounding: the layer behind a norm would have rounded its fp32 output.
     """
     weight = next(unet.parameters())
+    rewritten = replacements(unet, CAPTURE_FRIENDLY_LAYERS)
     no_autocast = torch.autocast(weight.device.type, enabled=False)
-    with forwards_replaced(capture_friendly_layers(unet)), _stated_dtype(unet, weight.dtype), no_autocast:
+    with forwards_replaced(rewritten), _stated_dtype(unet, weight.dtype), no_autocast:
         yield
 
 

@@ -1,65 +1,65 @@
 """Layers of a UNet whose own kernels leave a fast card idle, as other operations of torch. No compiler is needed.
 
-They are used where a call is prepared anyway, in half precision without autocast. The results are those of the layers'
-own forward within rounding.
+They are used while a call runs in half precision without autocast. The results are those of the layers' own forward
+within rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from sdxl_optim.backends.rewrites.layer_rewrite import LayerRewrite, itself
 from sdxl_optim.backends.rewrites.weight_layout import FusedLinear, packed_weight, qkv_of
 
-LARGE = 1024  # channels of a convolution whose weights are more to read than its pictures
+LARGE = 1024  # channels of a convolution that reads more bytes of weights than of pictures
+LONG_GROUP = 1 << 15  # numbers in a group from which the idle multiprocessors are worth spreading the sums over
 
 
-def capture_friendly_layers(unet: nn.Module) -> Iterator[tuple[nn.Module, object]]:
-    """(layer, make(its forward) → its other forward) for the layers inside `unet` that have one."""
-    for module in unet.modules():
-        if isinstance(module, nn.GroupNorm) and module.weight is not None:
-            yield module, _group_norm_of(module)
-        elif is_geglu(module):
-            yield module, _geglu_of(module)
-        elif isinstance(module, nn.Conv2d) and min(module.weight.shape[:2]) >= LARGE:
-            yield module, _same_order
-        elif (layers := qkv_of(module)) and (weight := packed_weight(layers)) is not None:
-            yield from FusedLinear(layers, weight).forwards()
+def is_group_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.GroupNorm) and module.weight is not None
 
 
 def is_geglu(module: nn.Module) -> bool:
-    """Whether it is one of the ldm/sgm layout, or of diffusers'."""
+    """Whether it is the GEGLU of the ldm/sgm layout, or of diffusers."""
     return type(module).__name__ == "GEGLU" and isinstance(getattr(module, "proj", None), nn.Linear)
 
 
-def _same_order(original):
-    """A convolution with weights channels-last gives such a picture; where it was given another, so is its result."""
-
-    def forward(x):
-        out = original(x)
-        return out.contiguous() if x.is_contiguous() else out
-
-    return forward
+def is_large_convolution(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and min(module.weight.shape[:2]) >= LARGE
 
 
-def _group_norm_of(norm: nn.GroupNorm):
-    """make(its forward) → another."""
+def fused_qkv(weight_of: Callable[[list[nn.Linear]], torch.Tensor | None]) -> LayerRewrite:
+    """Queries, keys and values of a self-attention as one product. weight_of: of the three layers, their weights as one
+    tensor, or None to leave them alone."""
 
-    def forward(x):
-        if type(x) is torch.Tensor and x.is_cuda and x.is_contiguous() and few_groups(x, norm.num_groups):
-            return spread_group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
-        return F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+    def make(attention: nn.Module):
+        layers = qkv_of(attention)
+        weight = weight_of(layers)
+        return [] if weight is None else FusedLinear(layers, weight).forwards()
 
-    return lambda _: forward
+    return LayerRewrite(qkv_of, make)
+
+
+def _in_given_format(convolution: nn.Conv2d, original: Callable, x: torch.Tensor) -> torch.Tensor:
+    """A convolution with channels-last weights puts out channels-last: here its output is in its input's format."""
+    out = original(x)
+    return out.contiguous() if x.is_contiguous() else out
+
+
+def _group_norm(norm: nn.GroupNorm, original: Callable, x: torch.Tensor) -> torch.Tensor:
+    if type(x) is torch.Tensor and x.is_cuda and x.is_contiguous() and few_groups(x, norm.num_groups):
+        return spread_group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+    return F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 
 def few_groups(x: torch.Tensor, groups: int) -> bool:
-    """torch gives each group of each picture to one multiprocessor. Whether that is too few for a group's size."""
-    return x.shape[0] * groups < multiprocessors(x.device) and x[0].numel() // groups >= 1 << 15
+    """Whether torch, which gives each group of each picture to one multiprocessor, would leave most of them idle."""
+    return x.shape[0] * groups < multiprocessors(x.device) and x[0].numel() // groups >= LONG_GROUP
 
 
 @lru_cache
@@ -84,15 +84,12 @@ def spread_group_norm(x: torch.Tensor, groups: int, weight, bias, eps: float) ->
     return out.reshape(x.shape)
 
 
-def _geglu_of(layer: nn.Module):
-    def forward(x):
-        proj = layer.proj
-        if type(x) is not torch.Tensor or not x.is_cuda or proj.bias is None:
-            value, gate = proj(x).chunk(2, -1)
-            return value * F.gelu(gate)
-        return geglu(x, proj.weight, proj.bias)
-
-    return lambda _: forward
+def _geglu(layer: nn.Module, original: Callable, x: torch.Tensor) -> torch.Tensor:
+    proj = layer.proj
+    if type(x) is not torch.Tensor or not x.is_cuda or proj.bias is None:
+        value, gate = proj(x).chunk(2, -1)
+        return value * F.gelu(gate)
+    return geglu(x, proj.weight, proj.bias)
 
 
 def geglu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -102,3 +99,11 @@ def geglu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Te
     flat = x.reshape(-1, x.shape[-1])
     gate = torch._addmm_activation(bias[hidden:], flat, weight[hidden:].t(), use_gelu=True)
     return F.linear(x, weight[:hidden], bias[:hidden]) * gate.reshape(*x.shape[:-1], hidden)
+
+
+CAPTURE_FRIENDLY_LAYERS = (
+    LayerRewrite(is_group_norm, itself(_group_norm)),
+    LayerRewrite(is_geglu, itself(_geglu)),
+    LayerRewrite(is_large_convolution, itself(_in_given_format)),
+    fused_qkv(packed_weight),
+)

@@ -1,9 +1,9 @@
-"""Weights applied out as prepared calls read them fastest. Their values, shapes and types stay, and so does the host's
-model: a LoRA merges into them as ever.
+"""How weights lie in memory while calls are prepared. Their values, shapes and types stay the same, and so does the
+host's model: a LoRA merges into them as always.
 
-Convolutions have theirs channels-last, which is how a card's matrix units take them: otherwise each call brings them
-into that order anew. Layers that read the same tensor have theirs side by side in memory, so that their products can be
-one: the three of a self-attention, and all that a row of transformer blocks makes of the text.
+Convolutions have channels-last weights, as a card's matrix units read them; otherwise each call would convert them.
+Layers that read the same tensor have their weights packed side by side, so that their products can be one: the three of
+a self-attention, and all keys and values that a row of transformer blocks makes of the text.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-QKV = ("to_q", "to_k", "to_v")  # of the ldm/sgm attention, and of diffusers'
+QKV = ("to_q", "to_k", "to_v")  # in an attention of the ldm/sgm layout, and of diffusers
 
 
 @dataclass(frozen=True)
 class WeightLayout:
-    """How a backend wants a UNet's weights to lie. channels_last_from: convolutions of so many channels on both sides,
-    and of more, have theirs channels-last."""
+    """The layout that a backend wants. channels_last_from: convolutions with at least that many channels on both sides
+    have channels-last weights."""
 
     channels_last_from: int
 
@@ -34,10 +34,14 @@ class WeightLayout:
 
 
 class AppliedLayout:
-    """What was applied out in a UNet, again and again where its weights were moved in between."""
+    """The changes to a UNet's layout. They are repeated after the host has moved the weights. Its length is the number
+    of changed layers; it keeps none of them alive."""
 
     def __init__(self):
         self._changed: weakref.WeakKeyDictionary[nn.Module, Callable] = weakref.WeakKeyDictionary()
+
+    def __len__(self) -> int:
+        return len(self._changed)
 
     def make_channels_last(self, layer: nn.Conv2d) -> None:
         if layer.weight.is_contiguous() and not layer.weight.is_contiguous(memory_format=torch.channels_last):
@@ -51,20 +55,20 @@ class AppliedLayout:
             self._changed[layer] = torch.Tensor.clone
 
     def undo(self) -> None:
-        """Every weight is by itself again, and in torch's own order."""
+        """Give every weight a storage of its own again, in torch's default format."""
         for layer, as_it_was in list(self._changed.items()):
             layer.weight.data = as_it_was(layer.weight.data)
             del self._changed[layer]
 
 
 def qkv_of(module: nn.Module) -> list[nn.Linear] | None:
-    """The layers of an attention that make its queries, keys and values of one tensor, or None."""
+    """`to_q`, `to_k`, `to_v` of a self-attention, or None."""
     layers = [getattr(module, name, None) for name in QKV]
     return layers if _are_alike(layers) else None
 
 
 def text_kv_of(module: nn.Module) -> list[nn.Linear] | None:
-    """The layers of a row of transformer blocks that make keys and values of the text, or None."""
+    """`to_k` and `to_v` of all cross-attentions in a row of transformer blocks, or None."""
     attentions = [getattr(block, "attn2", None) for block in getattr(module, "transformer_blocks", ())]
     layers = [getattr(attention, name, None) for attention in attentions for name in QKV[1:]]
     return layers if _are_alike(layers) and not any(map(qkv_of, attentions)) else None
@@ -78,41 +82,46 @@ def _are_alike(layers: list) -> bool:
 
 
 def packed_weight(layers: list[nn.Linear]) -> torch.Tensor | None:
-    """The layers' weights as one, [sum of their outputs, inputs], where they lie so; None otherwise."""
+    """The layers' weights as one view, [sum of their outputs, inputs], if they lie side by side; None otherwise."""
     if not _are_alike(layers):
         return None
     first = layers[0].weight
-    places = (first.data_ptr() + k * first.nbytes for k in range(len(layers)))
-    lie_so = all(
-        layer.weight.data_ptr() == place and layer.weight.is_contiguous()
-        for layer, place in zip(layers, places, strict=True)
+    addresses = (first.data_ptr() + k * first.nbytes for k in range(len(layers)))
+    adjacent = all(
+        layer.weight.data_ptr() == address and layer.weight.is_contiguous()
+        for layer, address in zip(layers, addresses, strict=True)
     )
-    if not lie_so or first.untyped_storage().data_ptr() != layers[-1].weight.untyped_storage().data_ptr():
+    if not adjacent or first.untyped_storage().data_ptr() != layers[-1].weight.untyped_storage().data_ptr():
         return None
     rows, columns = first.shape
     return first.detach().as_strided((len(layers) * rows, columns), (columns, 1))
 
 
 class FusedLinear:
-    """The layers' forwards while their products are made as one of `weight`, where they are given one tensor."""
+    """The layers' forwards as parts of one product with `weight`, as long as all of them are given the same tensor."""
 
     def __init__(self, layers: list[nn.Linear], weight: torch.Tensor):
         self._layers, self._weight = layers, weight
         self._given: torch.Tensor | None = None
-        self._results: list[torch.Tensor] = []
+        self._results: list[torch.Tensor | None] = []
 
-    def forwards(self) -> Iterator[tuple[nn.Linear, object]]:
+    @property
+    def pending(self) -> int:
+        """Results of the last product that no layer has taken yet."""
+        return sum(result is not None for result in self._results)
+
+    def forwards(self) -> Iterator[tuple[nn.Linear, Callable]]:
         """(layer, make) for `forwards_replaced`."""
         for k, layer in enumerate(self._layers):
             yield layer, lambda original, k=k: lambda x: self._result(k, x, original)
 
-    def _result(self, k: int, x: torch.Tensor, original) -> torch.Tensor:
+    def _result(self, k: int, x: torch.Tensor, original: Callable) -> torch.Tensor:
         if k == 0:
             self._given = x
             self._results = list(nn.functional.linear(x, self._weight).chunk(len(self._layers), -1))
         elif x is not self._given:
             return original(x)
         result, self._results[k] = self._results[k], None
-        if not any(r is not None for r in self._results):
+        if not self.pending:
             self._given, self._results = None, []
         return result

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -12,22 +12,24 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from sdxl_optim.backends.rewrites.layers import is_geglu
+from sdxl_optim.backends.rewrites.layer_rewrite import LayerRewrite, itself, replacements
+from sdxl_optim.backends.rewrites.layers import is_geglu, is_group_norm
 from sdxl_optim.unet.patching import forwards_replaced
 
 
 @contextmanager
 def kernels_substituted(block: nn.Module, given: Sequence[torch.Tensor]) -> Iterator[None]:
-    """While entered, `block` attends, gates and normalises what it is `given` by our own kernels, where it is on a card
-    and they are faster there than torch's."""
+    """Context manager: `block` attends, gates and normalises the tensors that it is `given` by our own kernels, if it
+    is on a card on which they are faster than torch's."""
     kernels = _kernels() if _is_on_a_card(given[0]) else None
     if kernels is None:
         yield
         return
     hopper = _hopper(given[0].device)
-    norms = [(module, _norm_of(module, given, kernels)) for module in block.modules() if _is_norm(module)]
-    gates = [(module, _geglu_of(module, hopper)) for module in block.modules() if hopper and is_geglu(module)]
-    with forwards_replaced([*norms, *gates]), _Attention(kernels, hopper):
+    rewrites = [LayerRewrite(is_group_norm, itself(partial(_group_norm, kernels, given)))]
+    if hopper is not None:
+        rewrites.append(LayerRewrite(is_geglu, itself(partial(_geglu, hopper))))
+    with forwards_replaced(replacements(block, rewrites)), _Attention(kernels, hopper):
         yield
 
 
@@ -46,7 +48,7 @@ def _kernels() -> ModuleType | None:
 
 @lru_cache
 def _hopper(device: torch.device) -> ModuleType | None:
-    """The kernels for this card alone."""
+    """The kernels for a Hopper card, if `device` is one."""
     try:
         from sdxl_optim.backends.rewrites.triton import hopper
     except ImportError:  # a Triton without tensor descriptors
@@ -54,35 +56,18 @@ def _hopper(device: torch.device) -> ModuleType | None:
     return hopper if hopper.is_hopper(device) else None
 
 
-def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.GroupNorm) and module.weight is not None
+def _group_norm(kernels: ModuleType, given: Sequence[torch.Tensor], norm: nn.GroupNorm, original: Callable, x):
+    """A tensor that is not `given` is computed and normalised by one kernel of the compiler, which is faster."""
+    if any(x is t for t in given) and x.is_contiguous(memory_format=torch.channels_last):
+        return kernels.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+    return original(x)
 
 
-def _norm_of(norm: nn.GroupNorm, given: Sequence[torch.Tensor], kernels: ModuleType):
-    """What is not given is better computed, and normalised, by one kernel of the compiler's."""
-
-    def make(original):
-        def forward(x):
-            if any(x is t for t in given) and x.is_contiguous(memory_format=torch.channels_last):
-                return kernels.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
-            return original(x)
-
-        return forward
-
-    return make
-
-
-def _geglu_of(layer: nn.Module, hopper: ModuleType):
-    def make(original):
-        def forward(x):
-            weight, bias = layer.proj.weight, layer.proj.bias
-            if bias is not None and hopper.takes_geglu(x, weight):
-                return hopper.geglu(x, weight, bias)
-            return original(x)
-
-        return forward
-
-    return make
+def _geglu(hopper: ModuleType, layer: nn.Module, original: Callable, x):
+    weight, bias = layer.proj.weight, layer.proj.bias
+    if bias is not None and hopper.takes_geglu(x, weight):
+        return hopper.geglu(x, weight, bias)
+    return original(x)
 
 
 class _Attention(TorchFunctionMode):
