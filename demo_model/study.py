@@ -1,61 +1,69 @@
 """What each optimisation costs in quality: `python -m demo_model.study --out DIR`.
 
-Held prompts drawn by the product's own way over diffusers, with and without optimisations: SSIM to the stock picture of
-the same sampler and steps, the caption check, and the UNet's work by the plan. `DIR/study.json` has a row a setting,
-written as they are made, so that `--resume` goes on. `--docs` fills the tables and charts of docs/quality.md from it.
+Held prompts drawn by the benchmark's host over diffusers, with and without optimisations: SSIM to the stock picture of
+the same sampler and steps, the caption check, and the UNet's work by the plan. What is compared with one stock picture
+is a result of the benchmark in a folder of its own in DIR, so that `--resume` goes on; `DIR/study.json` has the mean of
+each setting. `--docs` fills the tables and charts of docs/quality.md from it.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from PIL import Image
 
-from sdxl_optim.bench.measure import Stopwatch
-from sdxl_optim.bench.quality import lpips
+from sdxl_optim.bench.cases import Case, Prompt
+from sdxl_optim.bench.measure import PeakMemory, Stopwatch
+from sdxl_optim.bench.report import summary
+from sdxl_optim.bench.results import Results, Row
+from sdxl_optim.bench.runner import Runner
 from sdxl_optim.files import write_atomically
 from sdxl_optim.hosts.standalone import models as loading
+from sdxl_optim.hosts.standalone.bench import DiffusersHost
 from sdxl_optim.hosts.standalone.calibrate import calibrate
-from sdxl_optim.hosts.standalone.deepcache import ScheduledDeepCache
-from sdxl_optim.hosts.standalone.generate import Models, Request, make_plans
+from sdxl_optim.hosts.standalone.generate import Models, Request, Result, decoder_as_asked, make_plans
 from sdxl_optim.hosts.standalone.run import STEP_TENSORS, DiffusersRun
-from sdxl_optim.planning.plan import Plan
-from sdxl_optim.settings import DeepCache, from_dict
+from sdxl_optim.report import JobReport
+from sdxl_optim.settings import from_dict, to_sparse_dict
 from sdxl_optim.techniques.deepcache import calibration
 
 from . import captions, check, evaluate, export, study_report
+from .work import Work
 
 log = logging.getLogger("demo_model")
 STEPS, CFG = 30, 5.0
+REFERENCE = "reference"
+GROUPS = ("branch", "cutoff", "freeu", "mode", "steps", "stock", "tiny", "together")
 CALIBRATION_PROMPTS = Path(__file__).with_name("card") / "calibration-prompts.txt"
 
 
 @dataclass(frozen=True)
-class Case:
-    """One row. `settings` as the API takes them; `reference_steps`: of the stock picture that it is compared with."""
+class Part:
+    """Cases that are compared with one stock picture, of this sampler and so many steps. Their names are
+    "group: name"."""
 
-    group: str
-    name: str
-    settings: dict = field(default_factory=dict)
-    sampler: str = "euler"
-    steps: int = STEPS
-    cfg: float = CFG
-    reference_steps: int | None = None
+    sampler: str
+    steps: int
+    cases: tuple[Case, ...]
 
     @property
-    def reference(self) -> tuple[str, int, float]:
-        return self.sampler, self.reference_steps or self.steps, CFG
+    def folder(self) -> str:
+        return f"{self.sampler}-{self.steps}"
+
+
+def study_case(group: str, name: str, settings: dict | None = None, **more) -> Case:
+    """settings: as the API takes them."""
+    return Case(f"{group}: {name}", from_dict(settings) if settings else Case("").settings, **more, together=True)
 
 
 def cutoff(stop: float) -> dict:
@@ -73,95 +81,137 @@ def freeu(version: int = 1, **more) -> dict:
 TINY = {"vae": {"decoder": "tiny"}}
 
 
-def cases() -> list[Case]:
-    """All rows of the study, group by group."""
-    out = [Case("stock", "30 steps"), Case("stock", "30 steps, CFG 1", cfg=1.0)]
-    out += [Case("steps", f"{n} steps", steps=n, reference_steps=50) for n in (8, 10, 12, 15, 20, 25, 30, 40, 50)]
-    out += [Case("cutoff", f"stop {s}", cutoff(s)) for s in (0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9)]
-    for interval in (2, 3, 5, 8):
-        for branch in (0, 1, 2, 4):
-            settings = deepcache(interval, cache_branch_id=branch)
-            out.append(Case("branch", f"interval {interval}, branch {branch}", settings))
+def parts() -> list[Part]:
+    """All of the study."""
+    out = []
     for sampler in ("euler", "dpm++-2m"):
         for steps in (20, 30, 50):
-            for interval in (2, 3, 5):
-                for mode in ("uniform", "nonuniform", "adaptive"):
-                    name, settings = f"{sampler}, {steps} steps, interval {interval}, {mode}", deepcache(interval)
-                    settings["deepcache"]["mode"] = mode
-                    out.append(Case("mode", name, settings, sampler, steps))
-    mild = {"b1": 1.1, "b2": 1.2, "s1": 0.9, "s2": 0.2}
-    out += [Case("freeu", "version 1", freeu()), Case("freeu", "version 2", freeu(2))]
-    out += [Case("freeu", "version 1, mild", freeu(**mild)), Case("freeu", "version 2, mild", freeu(2, **mild))]
-    out += [
-        Case("freeu", "version 1, first half", freeu(stop=0.5)),
-        Case("freeu", "version 1, last half", freeu(start=0.5)),
-    ]
-    out.append(Case("tiny", "tiny VAE", TINY))
-    adaptive = deepcache(3, mode="adaptive")
-    out += [
-        Case("together", "cutoff 0.75, DeepCache 3", cutoff(0.75) | deepcache(3)),
-        Case("together", "cutoff 0.75, DeepCache 3 adaptive", cutoff(0.75) | adaptive),
-        Case("together", "cutoff 0.5, DeepCache 3 adaptive", cutoff(0.5) | adaptive),
-        Case("together", "cutoff 0.75, tiny VAE", cutoff(0.75) | TINY),
-        Case("together", "DeepCache 3, tiny VAE", deepcache(3) | TINY),
-        Case("together", "cutoff 0.75, DeepCache 3, tiny VAE", cutoff(0.75) | deepcache(3) | TINY),
-        Case("together", "cutoff 0.75, DeepCache 3 adaptive, tiny VAE", cutoff(0.75) | adaptive | TINY),
-        Case("together", "FreeU, cutoff 0.75, DeepCache 3, tiny VAE", freeu() | cutoff(0.75) | deepcache(3) | TINY),
-    ]
+            cases = _modes(sampler, steps)
+            if (sampler, steps) == ("euler", STEPS):
+                cases += _main_cases()
+            if (sampler, steps) == ("euler", 50):
+                cases += [study_case("steps", f"{n} steps", steps=n) for n in (8, 10, 12, 15, 20, 25, 30, 40, 50)]
+            out.append(Part(sampler, steps, tuple(cases)))
     return out
 
 
-class Work:
-    """Floating-point operations of the networks, counted on the networks themselves, for one picture."""
+def _modes(sampler: str, steps: int) -> list[Case]:
+    return [
+        study_case("mode", f"{sampler}, {steps} steps, interval {interval}, {mode}", deepcache(interval, mode=mode))
+        for interval in (2, 3, 5)
+        for mode in ("uniform", "nonuniform", "adaptive")
+    ]
 
-    def __init__(self, models: Models):
-        self._pipe, self._full = models.base, None
-        self._cached: dict[int, float] = {}
-        x = torch.zeros(1, 4, 32, 32, device=models.base.device)
-        self._decoders = {
-            "tiny": self._count(lambda: models.tiny_vae.decode(x)),
-            "full": self._count(lambda: models.base.vae.decode(x)),
-        }
 
-    @staticmethod
-    def _count(call) -> float:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            call()
-        return counter.get_total_flops()
+def _main_cases() -> list[Case]:
+    out = [study_case("stock", "30 steps"), study_case("stock", "30 steps, CFG 1", cfg=1.0)]
+    out += [study_case("cutoff", f"stop {s}", cutoff(s)) for s in (0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9)]
+    for interval in (2, 3, 5, 8):
+        for branch in (0, 1, 2, 4):
+            settings = deepcache(interval, cache_branch_id=branch)
+            out.append(study_case("branch", f"interval {interval}, branch {branch}", settings))
+    mild = {"b1": 1.1, "b2": 1.2, "s1": 0.9, "s2": 0.2}
+    variants = {
+        "version 1": freeu(),
+        "version 2": freeu(2),
+        "version 1, mild": freeu(**mild),
+        "version 2, mild": freeu(2, **mild),
+        "version 1, first half": freeu(stop=0.5),
+        "version 1, last half": freeu(start=0.5),
+    }
+    out += [study_case("freeu", name, settings) for name, settings in variants.items()]
+    out.append(study_case("tiny", "tiny VAE", TINY))
+    adaptive = deepcache(3, mode="adaptive")
+    together = {
+        "cutoff 0.75, DeepCache 3": cutoff(0.75) | deepcache(3),
+        "cutoff 0.75, DeepCache 3 adaptive": cutoff(0.75) | adaptive,
+        "cutoff 0.5, DeepCache 3 adaptive": cutoff(0.5) | adaptive,
+        "cutoff 0.75, tiny VAE": cutoff(0.75) | TINY,
+        "DeepCache 3, tiny VAE": deepcache(3) | TINY,
+        "cutoff 0.75, DeepCache 3, tiny VAE": cutoff(0.75) | deepcache(3) | TINY,
+        "cutoff 0.75, DeepCache 3 adaptive, tiny VAE": cutoff(0.75) | adaptive | TINY,
+        "FreeU, cutoff 0.75, DeepCache 3, tiny VAE": freeu() | cutoff(0.75) | deepcache(3) | TINY,
+    }
+    return out + [study_case("together", name, settings) for name, settings in together.items()]
 
-    def _row(self) -> float:
-        """Of one row through the UNet as it is."""
-        unet, device = self._pipe.unet, self._pipe.device
-        context = torch.zeros(1, 77, unet.config.cross_attention_dim, device=device)
-        numbers = {"text_embeds": context[:, 0, :256], "time_ids": torch.zeros(1, 6, device=device)}
-        x = torch.zeros(1, 4, 32, 32, device=device)
-        return self._count(lambda: unet(x, 1, context, added_cond_kwargs=numbers))
 
-    def _cached_row(self, branch: int) -> float:
-        if branch not in self._cached:
-            helper = ScheduledDeepCache(self._pipe, DeepCache(enabled=True, cache_branch_id=branch))
-            helper.enable()
-            try:
-                for cached in (False, True):
-                    helper.begin(0, cached, 1, 1, ())
-                    self._cached[branch] = self._row()
-            finally:
-                helper.disable()
-        return self._cached[branch]
+class StudyHost(DiffusersHost):
+    """Draws `batch` prompts at a time, as a network this small needs on a graphics card."""
 
-    def decoding(self, decoder: str) -> float:
-        """GFLOP for one picture by the decoder, full or tiny."""
-        return self._decoders[decoder] / 1e9
+    def __init__(self, models: Models, part: Part, batch: int, classifier: check.Classifier):
+        super().__init__(models, Request("", steps=part.steps, cfg=CFG), export.NAME, self._shows)
+        loading.use_sampler(models.base, part.sampler)
+        self._batch, self._classifier = batch, classifier
 
-    def sampling(self, plan: Plan, steps: int, with_uncond: bool) -> float:
-        """GFLOP of the UNet for one picture by `plan`."""
-        self._full = self._full or self._row()
-        total = 0.0
-        for i in range(steps):
-            step = plan.step(i)
-            rows = 2 if with_uncond and not step.cut else 1
-            total += rows * (self._cached_row(plan.deepcache.cache_branch_id) if step.cached else self._full)
-        return total / 1e9
+    @torch.no_grad()
+    def _shows(self, image: Image.Image, prompt: str) -> bool:
+        logits = self._classifier(check.to_tensor(image).to(self.device))[0]
+        return check.judge(check.see(logits.cpu()), captions.parse(prompt)[0]).passed
+
+    def make_together(self, case: Case, prompts: Sequence[Prompt]) -> list[tuple[Image.Image, Row, str]]:
+        some = [prompts[start : start + self._batch] for start in range(0, len(prompts), self._batch)]
+        return [made for part in some for made in self._drawn(case, part)]
+
+    def _drawn(self, case: Case, prompts: Sequence[Prompt]) -> list[tuple[Image.Image, Row, str]]:
+        """One call of the pipeline. Raises RuntimeError where the report is not as planned."""
+        pipe, request, n = self.models.base, self._request(case, prompts[0]), len(prompts)
+        request = dataclasses.replace(request, batch=n)
+        job, watch = JobReport(), Stopwatch(self.device)
+        run = DiffusersRun(make_plans(self.models, request, case.settings)["base"], "base", watch)
+        job.add_pass(0, run.report)
+        decoder = decoder_as_asked(pipe, self.models.tiny_vae, case.settings, job)
+        with PeakMemory(self.device) as peak, decoder, run.attached(pipe):
+            images = pipe(
+                [p.text for p in prompts],
+                num_inference_steps=request.steps,
+                guidance_scale=run.guidance_scale(request.cfg),
+                generator=[torch.Generator("cpu").manual_seed(p.seed) for p in prompts],
+                callback_on_step_end=run.after_step,
+                callback_on_step_end_tensor_inputs=STEP_TENSORS,
+            ).images
+            watch.lap("decode")
+        if not run.report.as_predicted:
+            raise RuntimeError(f"not as planned: {', '.join(run.report.facts())}")
+        job.seconds = sum(watch.seconds.values())
+        row = self._row(request, Result(images, job, watch.seconds), [run.report], peak, share=n)
+        row = dataclasses.replace(row, rows=row.rows // n, stock_rows=row.stock_rows // n)
+        return [
+            (image, self._checked(dataclasses.replace(row, seed=p.seed), image, p), "")
+            for image, p in zip(images, prompts, strict=True)
+        ]
+
+
+def described(case: Case, part: Part) -> dict:
+    """What was asked for, ready for JSON."""
+    group, _, name = case.name.partition(": ")
+    return {
+        "group": group,
+        "name": name,
+        "settings": to_sparse_dict(case.settings),
+        "sampler": part.sampler,
+        "steps": case.steps or part.steps,
+        "cfg": CFG if case.cfg is None else case.cfg,
+        "reference_steps": part.steps,
+    }
+
+
+def found(made: Sequence[Row]) -> dict:
+    """A case's numbers, ready for JSON: of its pictures, which differ by their prompts alone."""
+    (mean,) = summary(made)
+    rest = mean.seconds - mean.sampling_seconds - mean.decode_seconds
+    seconds = {"prepare": rest, "sampling": mean.sampling_seconds, "decode": mean.decode_seconds}
+    return {
+        "full": mean.full,
+        "cached": mean.cached,
+        "rows": mean.rows / mean.stock_rows,
+        "seconds": {stage: round(s, 5) for stage, s in seconds.items()},  # of a picture
+        "prompts": len(made),
+        "ssim": mean.ssim,
+        "ssim_least": min(row.ssim for row in made),
+        "lpips": mean.lpips,
+        "passes": int(sum(row.as_prompted for row in made)),
+        "device": mean.device,
+    }
 
 
 class Study:
@@ -170,88 +220,38 @@ class Study:
     def __init__(self, weights: Path, device: str, prompts: int, batch: int, recalibrate: bool):
         self.device = loading.check_device(device)
         self.models = load_models(weights, self.device, recalibrate)
-        self.judge = evaluate.classifier(weights).to(self.device)
-        self.prompts, self.batch = captions.held_prompts(prompts), batch
-        self.named = [captions.parse(p)[0] for p in self.prompts]
-        self.work = Work(self.models)
-        self._references: dict[tuple, torch.Tensor] = {}
+        self.classifier = evaluate.classifier(weights).to(self.device)
+        self.prompts = [Prompt(str(k), text, k) for k, text in enumerate(captions.held_prompts(prompts))]
+        self.batch, self.work = batch, Work(self.models)
 
-    def row(self, case: Case) -> dict:
-        """The case's numbers, ready for JSON."""
-        pictures, found = self._draw(case)
-        reference = self._reference(case)
-        likeness = evaluate.ssim(pictures, reference)
-        stock = Case("stock", "", sampler=case.sampler, steps=case.steps)
-        distances = [lpips(*map(_pixels, pair)) for pair in zip(reference, pictures, strict=True)]
-        numbers = {
-            "prompts": len(self.prompts),
-            "work": found["gflop"] / self._gflop(stock),
-            "ssim": likeness.mean().item(),
-            "ssim_least": likeness.min().item(),
-            "lpips": None if None in distances else float(np.mean(distances)),
-            "passes": self._passes(pictures),
-        }
-        return asdict(case) | found | numbers
+    def rows(self, part: Part, cases: Sequence[Case], results: Results) -> list[dict]:
+        """Draw these cases of the part into `results`, where they are not there, and return their rows. Raises
+        RuntimeError for one that failed."""
+        host = StudyHost(self.models, part, self.batch, self.classifier)
+        reference = Case(REFERENCE, together=True)
+        if self.device.type == "cuda":
+            host.make_together(Case("warm-up", steps=2), self.prompts[: self.batch])
+        Runner(host, results, [reference, *cases], self.prompts).run(lambda p: log.info("%s: %s", part.folder, p.doing))
+        made: dict[str, list[Row]] = {}
+        for row in results.rows():
+            made.setdefault(row.case, []).append(row)
+        failed = [row.notes for rows in made.values() for row in rows if row.seconds is None]
+        if failed:
+            raise RuntimeError(f"{part.folder}: {failed[0]}")
+        return [described(case, part) | found(made[case.name]) | self.gflop(case, part) for case in cases]
 
-    @torch.no_grad()
-    def _passes(self, pictures: torch.Tensor) -> int:
-        seen = torch.cat([self.judge(part) for part in pictures.split(self.batch)])
-        return sum(check.judge(check.see(row), named).passed for row, named in zip(seen.cpu(), self.named, strict=True))
+    def gflop(self, case: Case, part: Part) -> dict:
+        """The work of one picture by the plan, and its share of the stock picture's of as many steps."""
+        loading.use_sampler(self.models.base, part.sampler)
+        asked = described(case, part)
+        sampling = self._sampling(case, asked["steps"], asked["cfg"])
+        decoding = self.work.decoding("tiny" if case.settings.vae.decoder == "tiny" else "full")
+        stock = self._sampling(Case(""), asked["steps"], CFG)
+        return {"gflop": sampling, "decoding": decoding, "work": sampling / stock}
 
-    def _reference(self, case: Case) -> torch.Tensor:
-        """The stock pictures that a case is compared with, [N, 3, 256, 256], 0 to 1."""
-        if case.reference not in self._references:
-            sampler, steps, cfg = case.reference
-            self._references[case.reference] = self._draw(Case("stock", "", {}, sampler, steps, cfg))[0]
-        return self._references[case.reference]
-
-    def _plan(self, case: Case, batch: int) -> Plan:
-        loading.use_sampler(self.models.base, case.sampler)
-        request = Request("", steps=case.steps, cfg=case.cfg, batch=batch)
-        return make_plans(self.models, request, _settings(case))["base"]
-
-    def _gflop(self, case: Case) -> float:
-        return self.work.sampling(self._plan(case, 1), case.steps, case.cfg > 1)
-
-    @torch.no_grad()
-    def _draw(self, case: Case) -> tuple[torch.Tensor, dict]:
-        """Pictures [N, 3, 256, 256], 0 to 1, and what drawing them took."""
-        pipe, settings = self.models.base, _settings(case)
-        decoder = "tiny" if settings.vae.decoder == "tiny" else "full"
-        vae = self.models.tiny_vae if decoder == "tiny" else pipe.vae
-        pictures, watch = [], Stopwatch(self.device)
-        for start in range(0, len(self.prompts), self.batch):
-            part = self.prompts[start : start + self.batch]
-            run = DiffusersRun(self._plan(case, len(part)), "base", watch)
-            with run.attached(pipe):
-                latents = pipe(
-                    part,
-                    num_inference_steps=case.steps,
-                    guidance_scale=run.guidance_scale(case.cfg),
-                    generator=[torch.Generator("cpu").manual_seed(start + i) for i in range(len(part))],
-                    callback_on_step_end=run.after_step,
-                    callback_on_step_end_tensor_inputs=STEP_TENSORS,
-                    output_type="latent",
-                ).images
-            if not run.report.as_predicted:
-                raise RuntimeError(f"{case.name}: not as planned: {', '.join(run.report.facts())}")
-            watch.lap("prepare")
-            pieces = [vae.decode(piece / vae.config.scaling_factor).sample for piece in latents.split(8)]
-            pictures.append((torch.cat(pieces).float() / 2 + 0.5).clamp(0, 1))
-            watch.lap("decode")
-        seconds = {k: round(v / len(self.prompts), 5) for k, v in watch.seconds.items()}  # of a picture
-        counts = run.report.counts
-        found = {"full": counts.full, "cached": counts.cached, "rows": counts.rows / counts.stock_rows}
-        found |= {"gflop": self._gflop(case), "decoding": self.work.decoding(decoder), "seconds": seconds}
-        return torch.cat(pictures), found
-
-
-def _settings(case: Case):
-    return from_dict({"enabled": True, **case.settings})
-
-
-def _pixels(picture: torch.Tensor) -> np.ndarray:
-    return (picture.permute(1, 2, 0) * 255).round().byte().cpu().numpy()
+    def _sampling(self, case: Case, steps: int, cfg: float) -> float:
+        plan = make_plans(self.models, Request("", steps=steps, cfg=cfg), case.settings)["base"]
+        return self.work.sampling(plan, steps, cfg > 1)
 
 
 def load_models(weights: Path, device: torch.device, recalibrate: bool) -> Models:
@@ -270,38 +270,17 @@ def load_models(weights: Path, device: torch.device, recalibrate: bool) -> Model
     return models
 
 
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} processor, {torch.get_num_threads()} threads"
-
-
 def make(options: argparse.Namespace, path: Path, rows: list[dict]) -> None:
-    """Draw what is missing in `rows` and write all of them to `path`."""
+    """Draw what is missing in `rows` and write all of them to `path`, part by part."""
     done = {(row["group"], row["name"]) for row in rows}
-    left = [c for c in cases() if (c.group, c.name) not in done and (not options.group or c.group in options.group)]
-    if not left:
-        return
-    study, began = Study(options.weights, options.device, options.prompts, options.batch, options.calibrate), None
-    study.row(Case("stock", "warm-up", steps=2))
-    for k, case in enumerate(left):
-        began = time.monotonic()
-        rows.append(study.row(case) | {"device": device_name(study.device)})
-        write_atomically(path, json.dumps(rows, indent=1) + "\n")
-        row, seconds = rows[-1], time.monotonic() - began
-        text = "%d of %d: %s, %s: work %.2f, SSIM %.4f, %d of %d pass; %.1f s"
-        log.info(
-            text,
-            k + 1,
-            len(left),
-            case.group,
-            case.name,
-            row["work"],
-            row["ssim"],
-            row["passes"],
-            row["prompts"],
-            seconds,
-        )
+    study = None
+    for part in parts():
+        keys = {c: tuple(c.name.split(": ", 1)) for c in part.cases}
+        left = [c for c, key in keys.items() if key not in done and (not options.group or key[0] in options.group)]
+        if left:
+            study = study or Study(options.weights, options.device, options.prompts, options.batch, options.calibrate)
+            rows += study.rows(part, left, Results.opened(options.out / part.folder, kind="study", title=part.folder))
+            write_atomically(path, json.dumps(rows, indent=1) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -312,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="keep the rows that are there")
     parser.add_argument("--prompts", type=int, default=64, help="fewer to try it out")
     parser.add_argument("--batch", type=int, default=None, help="pictures at a time; 64 on a GPU, else 8")
-    parser.add_argument("--group", nargs="+", choices=sorted({c.group for c in cases()}), help="these alone")
+    parser.add_argument("--group", nargs="+", choices=GROUPS, help="these alone")
     parser.add_argument("--calibrate", action="store_true", help="measure the model's calibration first, and keep it")
     parser.add_argument("--docs", type=Path, help="a Markdown file whose tables and charts are filled")
     options = parser.parse_args(arguments)
@@ -320,8 +299,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.batch = options.batch or (64 if loading.check_device(options.device).type == "cuda" else 8)
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "study.json"
-    if path.is_file() and not options.resume:
-        parser.error(f"--out: {str(path)!r} exists; --resume goes on from it")
+    there = [p for p in (path, *(options.out / part.folder for part in parts())) if p.exists()]
+    if there and not options.resume:
+        parser.error(f"--out: {str(there[0])!r} exists; --resume goes on from it")
     rows = json.loads(path.read_text("utf-8")) if path.is_file() else []
     make(options, path, rows)
     study_report.write_charts(rows, options.out)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sdxl_optim.bench.charts import Point, Scatter
+from sdxl_optim.settings import from_dict
 
 Row = dict
 MARK = r"<!-- study: {name} -->\n.*?<!-- end -->"
@@ -78,11 +79,11 @@ def _decoders(rows: Sequence[Row]) -> str:
 
 
 def _interval(row: Row) -> int:
-    return row["settings"]["deepcache"]["cache_interval"]
+    return from_dict(row["settings"]).deepcache.cache_interval
 
 
 def _mode(row: Row) -> str:
-    return row["settings"]["deepcache"]["mode"]
+    return from_dict(row["settings"]).deepcache.mode
 
 
 def modes(rows: Sequence[Row]) -> dict[tuple, dict[str, Row]]:

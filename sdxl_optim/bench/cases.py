@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sdxl_optim.settings import Settings, from_dict, overrides
 
@@ -35,7 +35,8 @@ class Case:
 
     @property
     def stock(self) -> bool:
-        return self == Case(self.name)
+        """Whether its pictures are those of a stock request."""
+        return replace(self, together=False) == Case(self.name)
 
     @property
     def refines(self) -> bool:

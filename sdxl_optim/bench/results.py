@@ -134,6 +134,7 @@ class Results:
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
+        self._pictures: int | None = None  # the last one's number
 
     @classmethod
     def create(cls, parent: Path, kind: str, **about) -> Results:
@@ -225,15 +226,18 @@ class Results:
     def _save(self, picture: Image.Image, infotext: str) -> str:
         folder = self.folder / PICTURES
         folder.mkdir(exist_ok=True)
-        names = [*(p.name for p in folder.glob("*.png")), *(row.picture for row in self.rows())]
-        number = 1 + max((int(stem) for n in names if (stem := n.removesuffix(".png")).isdigit()), default=0)
+        if self._pictures is None:
+            names = [*(p.name for p in folder.glob("*.png")), *(row.picture for row in self.rows())]
+            self._pictures = max((int(stem) for n in names if (stem := n.removesuffix(".png")).isdigit()), default=0)
+        self._pictures += 1
         text = PngInfo()
         if infotext:
             text.add_text("parameters", infotext)
         buffer = io.BytesIO()
         picture.save(buffer, "PNG", pnginfo=text)
-        write_atomically(folder / f"{number:04}.png", buffer.getvalue())
-        return f"{number:04}.png"
+        name = f"{self._pictures:04}.png"
+        write_atomically(folder / name, buffer.getvalue())
+        return name
 
 
 def listed(parent: Path) -> list[Results]:
