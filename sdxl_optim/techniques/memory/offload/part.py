@@ -31,8 +31,9 @@ class PartTraits:
     headroom: float = 1.5
 
 
-# The headrooms were found with a model of torch's allocator at SDXL's sizes (tests/unit/test_memory_room.py). The VAE,
-# which needs by far the most, gets less: where that is short, it frees the others and tries again.
+# The headrooms are assumed. With them SDXL keeps to hard caps, in tests/unit/test_memory_room.py by a model of torch's
+# allocator and in benchmarks/memory.py on a card. The VAE, which needs by far the most, has less, as it can free the
+# others and try again (`Mover.free_others`).
 TRAITS = {
     TEXT: PartTraits(),
     UNET: PartTraits(pieces=16),

@@ -11,8 +11,9 @@ import torch
 from sdxl_optim.techniques.memory.offload.copy_stream import CopyStream
 from sdxl_optim.techniques.memory.offload.piece import Piece
 
-GROUP_BYTES = 256_000_000  # of pieces that come and go together; less in a small part
-GROUPS = 8  # of a small part
+# Assumed: large enough that few allocations suffice, small enough that little more is given up than another part needs.
+GROUP_BYTES = 256_000_000  # at most
+GROUPS = 8  # at least
 
 
 @dataclass(eq=False)
