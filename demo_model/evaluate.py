@@ -17,7 +17,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
@@ -140,31 +139,23 @@ def sheet(pictures: torch.Tensor, found: list[check.Verdict], columns: int = 8, 
     return out
 
 
-def loss_chart(path: Path, panel: tuple[int, int] = (300, 190)) -> Image.Image:
-    """The training losses, one panel a stage, loss on a logarithmic scale over steps."""
+def loss_chart(path: Path):
+    """matplotlib's figure of the training losses: a panel a stage, loss on a logarithmic scale over steps."""
+    from matplotlib.figure import Figure
+
     curves: dict[str, list[tuple[float, float]]] = {}
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             curves.setdefault(row["stage"], []).append((float(row["step"]), float(row["loss"])))
-    width, height = panel
-    out = Image.new("RGB", (3 * width, -(-len(curves) // 3) * height), "white")
-    draw = ImageDraw.Draw(out)
-    for i, (stage, points) in enumerate(curves.items()):
-        left, top = i % 3 * width + 50, i // 3 * height + 24
-        right, bottom = left + width - 70, top + height - 60
-        losses = np.log10([loss for _, loss in points])
-        low, high, last = losses.min(), max(losses.max(), losses.min() + 1e-6), points[-1][0]
-        line = [
-            (left + (right - left) * step / last, bottom - (bottom - top) * (loss - low) / (high - low))
-            for (step, _), loss in zip(points, losses, strict=True)
-        ]
-        draw.rectangle((left, top, right, bottom), outline=(190, 190, 190))
-        draw.line(line, fill=(30, 90, 200), width=2)
-        draw.text((left, top - 14), stage, fill="black")
-        draw.text((left - 44, top - 4), f"{10**high:.3g}", fill="black")
-        draw.text((left - 44, bottom - 8), f"{10**low:.3g}", fill="black")
-        draw.text((right - 60, bottom + 4), f"{last:.0f} steps", fill="black")
-    return out
+    lines = -(-len(curves) // 3)
+    figure = Figure((9, 1.9 * lines), layout="constrained")
+    panels = figure.subplots(lines, 3, squeeze=False).flat
+    for axes, (stage, points) in zip(panels, curves.items(), strict=False):
+        axes.semilogy(*zip(*points, strict=True))
+        axes.set_title(f"{stage}, {points[-1][0]:.0f} steps", fontsize="medium")
+    for axes in panels[len(curves) :]:
+        axes.set_visible(False)
+    return figure
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -204,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
         figures |= {"refiner's SSIM to the base, mean": ssim(after, pictures).mean().item()}
         sheet(after, verdicts(judge, after, prompts)).save(options.out / "refined.jpg", quality=90)
     if (options.weights / "losses.csv").is_file():
-        loss_chart(options.weights / "losses.csv").quantize(32).save(options.out / "losses.png", optimize=True)
+        loss_chart(options.weights / "losses.csv").savefig(options.out / "losses.png", dpi=100)
     (options.out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
     sys.stdout.write(json.dumps(figures, indent=2) + "\n")
     for prompt, verdict in zip(prompts, found, strict=True):

@@ -141,6 +141,15 @@ def test_a_case_that_fails_ends_the_study(small, tmp_path, monkeypatch):
         small.rows(study.Part("euler", 4, (case,)), [case], Results.opened(tmp_path / "part"))
 
 
+def test_the_losses_have_a_panel_a_stage(tmp_path):
+    lines = [f"{stage},{step},{1 / step}" for stage in "abcd" for step in (1, 9)]
+    (tmp_path / "losses.csv").write_text("\n".join(["stage,step,loss", *lines]))
+    panels = study.evaluate.loss_chart(tmp_path / "losses.csv").axes
+    assert [axes.get_title() for axes in panels if axes.get_visible()] == [f"{stage}, 9 steps" for stage in "abcd"]
+    assert {axes.get_yscale() for axes in panels if axes.get_visible()} == {"log"}
+    assert panels[0].lines[0].get_ydata() == pytest.approx([1, 1 / 9])
+
+
 def test_what_is_there_is_not_drawn_again(tmp_path, rows, capsys):
     (tmp_path / "study.json").write_text(json.dumps(rows))
     assert study.main(["--out", str(tmp_path), "--resume"]) == 0
