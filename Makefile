@@ -1,4 +1,4 @@
-# make demo | test | test-webui | quality. The environment is made in .venv on first use; nothing is installed elsewhere.
+# make demo | test | test-all | test-webui | quality. The environment is made in .venv on first use; nothing is installed elsewhere.
 #
 #   PYTHON=python3.12        the interpreter to make it with
 #   TORCH="torch==2.9.1"     what pip installs as torch, with any options of pip's ("torch --index-url URL")
@@ -24,13 +24,17 @@ BIN := $(VENV)/bin
 endif
 READY := $(VENV)/ready
 
-.PHONY: demo test test-webui quality
+.PHONY: demo test test-all test-webui quality
 
 demo: $(READY)
 	$(BIN)/python -m sdxl_optim demo --out demo-out
 
+# a process a core, each with tests of its own while any are left
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not webui and not gpu and not slow"
+
+test-all: $(READY)
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-webui: $(READY)
 	$(BIN)/python -m pip install -q playwright

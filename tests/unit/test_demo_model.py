@@ -176,6 +176,7 @@ def test_it_draws_what_it_is_told(pipe, prompt):
     assert caption_check(image, prompt).passed
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_tiny_vae_decodes_as_the_vae_does(written, pipe):
     from diffusers import AutoencoderTiny

@@ -43,6 +43,7 @@ def stock(host):
     return np.asarray(host.make(Case("Stock"), PROMPT)[0])
 
 
+@pytest.mark.slow
 def test_the_articles_rows_run_or_say_why(host, tmp_path):
     cases = {case.name: case for case in article_cases()}
     left_out = ("Refiner, 30", "Refiner, 40", "Refiner, 50", "torch.compile")  # which would take long
@@ -179,6 +180,7 @@ def test_compare_wants_results(tmp_path, capsys):
     assert "a folder that bench or the WebUI has written" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_runs_keeps_and_compares(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "demo_models", lambda device, dtype: (demo.random_models(device, dtype), "about it"))
     prompts = tmp_path / "prompts.txt"
@@ -212,6 +214,7 @@ def test_a_row_that_fails_is_named(tmp_path, capsys, monkeypatch):
     assert "stock: failed: out of memory\nfreeu: failed: out of memory\n" in said
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.__version__ < "2.2", reason="this torch computes nothing in half precision on a CPU")
 def test_rows_by_name_in_parts_on_random_weights(tmp_path, capsys, monkeypatch):
     script = Path(__file__).parents[2] / "benchmarks" / "random_sdxl.py"

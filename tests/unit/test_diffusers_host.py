@@ -318,6 +318,7 @@ def test_freeu_does_nothing_in_layers_that_keep_still(base):
     assert report.freeu_calls == report.counts.full
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [1, 2])
 def test_freeu_keeps_its_window(base, version):
     settings = {"freeu": {"enabled": True, "version": version, "start": 0.25, "stop": 0.5}}

@@ -16,6 +16,7 @@ from sdxl_optim.backends import inductor
 TESTS = Path(__file__).with_name("interpreted_kernels.py")
 
 
+@pytest.mark.slow
 def test_by_tritons_interpreter():
     pytest.importorskip("triton")
     if not hasattr(torch.library, "custom_op"):

@@ -9,6 +9,7 @@ import ldm_unet
 import pytest
 import torch
 from host_loop import PAIR, plan_for, sample, traces, watched
+from lent import lent_unet
 
 from sdxl_optim.errors import Unsupported
 from sdxl_optim.planning.plan import Plan
@@ -42,7 +43,8 @@ few_techniques = pytest.mark.parametrize("settings", [TECHNIQUES[name] for name 
 
 @pytest.fixture
 def unet():
-    return ldm_unet.tiny_unet("sdxl")
+    with lent_unet("sdxl") as unet:
+        yield unet
 
 
 def outputs(unet, settings: dict, loop: Loop = STEPS, rows: Rows = PAIR, **more) -> list[torch.Tensor]:
@@ -228,8 +230,9 @@ def test_the_cutoff_reuses_the_cond_rows(unet):
         torch.testing.assert_close(ours, expected[: len(ours)], rtol=1e-4, atol=1e-5)
 
 
-def test_somebody_elses_wrapper_over_ours_stays(unet):
+def test_somebody_elses_wrapper_over_ours_stays():
     """As a network extension does that wraps a block during the run and takes it off later."""
+    unet = ldm_unet.tiny_unet("sdxl")
     stock = stock_outputs(unet)
     block = unet.output_blocks[2]
     with Run(plan_for(DEEPCACHE, STEPS, unet=unet)) as run:
@@ -501,7 +504,8 @@ def test_a_unet_of_another_layout_is_refused_and_runs(unet):
     assert traces(foreign) == []
 
 
-def test_a_block_without_a_width_refuses_before_anything_is_patched(unet):
+def test_a_block_without_a_width_refuses_before_anything_is_patched():
+    unet = ldm_unet.tiny_unet("sdxl")
     unet.middle_block = torch.nn.Sequential(torch.nn.SiLU())
     with pytest.raises(Unsupported):
         read_layout(unet)

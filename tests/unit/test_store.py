@@ -166,6 +166,7 @@ def test_nothing_of_a_run_outlives_it():
     assert gone() is None
 
 
+@pytest.mark.slow
 def test_many_runs_do_not_grow():
     loop = Loop.of_steps([1] * 2)
     everything = {**DEEPCACHE, "freeu": {"enabled": True}, "cfg_cutoff": {"enabled": True, "stop": 0.5}}

@@ -58,6 +58,7 @@ def picture():
     return data.render(torch.as_tensor(rows).float()[None]).float() * 2 - 1
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_tiles_of_a_trained_vae_look_as_the_whole(vae, picture, monkeypatch):
     """As much as diffusers' tiles of that size do. How much that is depends on the weights: group norms look at a
@@ -92,6 +93,7 @@ def norms_in(*modules) -> list[torch.nn.GroupNorm]:
     return [m for module in modules for m in module.modules() if isinstance(m, torch.nn.GroupNorm)]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_with_norms_of_the_picture_tiles_look_as_the_whole(vae, large):
     """A quarter of the picture in each tile, as with tiles of 512 for 1024×1024."""

@@ -35,8 +35,8 @@ def test_what_the_page_says_works(tmp_path):
     ignored = shutil.ignore_patterns("__pycache__", "weights", "*.safetensors")
     for folder in ("sdxl_optim", "demo_model", "tests/structure", "tests/unit"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
-    for name in ("conftest.py", "host_loop.py", "ldm_unet.py"):
-        shutil.copy(ROOT / "tests" / name, tmp_path / "tests" / name)
+    for path in (ROOT / "tests").glob("*.py"):
+        shutil.copy(path, tmp_path / "tests" / path.name)
     blocks = BLOCK.findall(PAGE.read_text("utf-8"))
     assert len(blocks) == PAGE.read_text("utf-8").count("```python")
     for block in blocks:
