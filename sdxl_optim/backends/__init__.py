@@ -14,7 +14,7 @@ from sdxl_optim.backends.vendors.onediff import OneDiff
 from sdxl_optim.backends.vendors.stable_fast import StableFast
 from sdxl_optim.backends.vendors.tensorrt import TensorRT
 
-# By the settings' names. Each takes the folder for what it compiled.
+# By the settings' names. Each takes the folder for compiled code.
 BACKENDS: dict[str, Callable[[Path | None], Backend]] = {
     "eager": lambda cache: Eager(),
     "cudagraph": lambda cache: CudaGraph(),

@@ -13,7 +13,7 @@ import gc
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import partial
 
 import torch
 
@@ -27,16 +27,39 @@ from sdxl_optim.backends.rewrites.side_stream import SideStream
 from sdxl_optim.backends.rewrites.weight_layout import WeightLayout
 
 
+class Streams:
+    """One stream a use and device for as long as the program runs: for each stream that was ever used, torch keeps a
+    workspace of cuBLAS, 8 MiB, or 32 on a Hopper card. make: of a device's number."""
+
+    def __init__(self, make: Callable[[int], torch.cuda.Stream] = torch.cuda.Stream):
+        self._make = make
+        self._streams: dict[tuple[str, int], torch.cuda.Stream] = {}
+
+    def of(self, use: str) -> torch.cuda.Stream:
+        """For the current device."""
+        key = use, torch.cuda.current_device()
+        if key not in self._streams:
+            self._streams[key] = self._make(key[1])
+        return self._streams[key]
+
+    def forget(self) -> None:
+        """Make new ones from now on."""
+        self._streams.clear()
+
+
+STREAMS = Streams()
+
+
 class CudaGraph:
-    """All graphs share one memory pool: they never run at the same time. `mode` keeps the capture to this thread, as
-    the host decodes its previews in another."""
+    """All graphs share one memory pool, as they never run at the same time. streams: of every instance by default."""
 
     name = "cudagraph"
     captures = True
     bakes_weights = False
     weight_layout = WeightLayout(channels_last_from=LARGE)
 
-    def __init__(self):
+    def __init__(self, streams: Streams | None = None):
+        self._streams = STREAMS if streams is None else streams
         self._buffers = Buffers()
         self._pool = None
         self._replays: weakref.WeakSet[_Replay] = weakref.WeakSet()
@@ -49,8 +72,8 @@ class CudaGraph:
         return None
 
     def side_stream(self) -> SideStream:
-        """For what a recorded call can run beside itself."""
-        return SideStream(_stream_for("what runs beside a call"))
+        """For the layers that a captured call runs beside the others."""
+        return SideStream(self._streams.of("beside a call"))
 
     def prepare(self, body, inputs: Tensors, progress) -> StaticCall:
         side_stream = self.side_stream()
@@ -62,9 +85,9 @@ class CudaGraph:
         return self.record(lambda buffers: body(buffers, side_stream.prefetch), inputs, look)
 
     def record(self, call: Callable, inputs: Tensors, first: Callable | None = None) -> StaticCall:
-        """`call` as a graph. first: is called before in its place, for what a capture can't contain."""
-        stream = _stream_for("captures")
-        if not self._replays:  # a pool dies with the last graph in it, and torch refuses to wake it
+        """`call` as a graph. first: called before it, in its place, for what a capture can't contain."""
+        stream = self._streams.of("captures")
+        if not self._replays:  # torch frees a pool with the last graph in it, and refuses to use it again
             self._pool = torch.cuda.graph_pool_handle()
         buffers = self._buffers.of(inputs)
         guard = CaptureGuard()
@@ -78,14 +101,15 @@ class CudaGraph:
             try:
                 outputs = _capture(graph, self._pool, lambda: call(buffers), guard.replay_constants())
             except BaseException:
-                self._pool = torch.cuda.graph_pool_handle()  # the failed capture's is left to die,
-                _stream_of.cache_clear()  # and what was at work in it is trusted no more
+                # The pool and the streams of a failed capture may be in a broken state.
+                self._pool = torch.cuda.graph_pool_handle()
+                self._streams.forget()
                 raise
         if can_be_changed:
-            with contextlib.suppress(OSError):  # it is slower then
+            with contextlib.suppress(OSError):  # the graph is only slower with its memsets
                 memset_nodes.memsets_as_kernels(graph.raw_cuda_graph())
             graph.instantiate()
-        # The graph's own kernels read what the guard found for as long as it lives.
+        # The graph's kernels read the guard's constants at each replay.
         replay = _Replay(graph, guard.constants)
         self._replays.add(replay)
         return StaticCall(buffers, outputs, replay, max(0, torch.cuda.memory_reserved() - before))
@@ -97,17 +121,6 @@ class CudaGraph:
             torch.cuda.empty_cache()
 
 
-def _stream_for(use: str) -> torch.cuda.Stream:
-    """The same one for as long as the program runs: for each stream that was ever at work torch keeps a workspace of
-    cuBLAS's, 8 MiB or on a Hopper card 32."""
-    return _stream_of(use, torch.cuda.current_device())
-
-
-@lru_cache
-def _stream_of(use: str, device: int) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
-
-
 class _Replay:
     def __init__(self, graph: torch.cuda.CUDAGraph, constants: list[torch.Tensor]):
         self.graph, self.constants = graph, constants
@@ -117,7 +130,10 @@ class _Replay:
 
 
 def _capture(graph: torch.cuda.CUDAGraph, pool, run, guard: CaptureGuard) -> list[torch.Tensor]:
-    """Record what `run` launches on the current stream, and return its result. A capture that fails is ended."""
+    """Capture what `run` launches on the current stream, and return its result. A capture that fails is ended.
+
+    The error mode confines the capture to this thread, as the host decodes its previews in another.
+    """
     try:
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
     except BaseException:
@@ -145,26 +161,27 @@ def _end_failed_capture(graph: torch.cuda.CUDAGraph, pool) -> None:
 
 
 def _repair(pool) -> None:
-    """capture_end stops at an invalid capture and leaves torch's allocator and random generator as if it still ran."""
+    """Put torch's allocator and random generator right: at an invalid capture, capture_end leaves both as if it still
+    ran."""
     device = torch.cuda.current_device()
-    # Names and arguments of torch 2.1 to 2.5, of 2.6 and later, and of what lets the pool go.
+    # The end of an allocation to a pool by its names in torch 2.1 to 2.5 and from 2.6 on, then the pool's release.
     ends = (
         ("_cuda_endAllocateCurrentStreamToPool", (device,)),
         ("_cuda_endAllocateToPool", (device, pool)),
         ("_cuda_releasePool", (device, pool)),
     )
     for name, args in ends:
-        with contextlib.suppress(AttributeError, RuntimeError, TypeError):  # another torch, or it had got that far
+        with contextlib.suppress(AttributeError, RuntimeError, TypeError):  # another torch, or done by capture_end
             getattr(torch._C, name)(*args)
     graph = torch.cuda.CUDAGraph()
-    graph.capture_begin(capture_error_mode="thread_local")  # a good capture's end puts the generator right
+    graph.capture_begin(capture_error_mode="thread_local")  # the end of a good capture resets the generator
     torch.zeros(1, device="cuda")
     graph.capture_end()
 
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """What the collector happens to free during a capture could break it."""
+    """Context manager: freeing a tensor in the middle of a capture could break it."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""What this machine and its packages can do, for the backends to judge by."""
+"""What this machine and its packages can do. The backends decide by it whether they can run."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ COMPILERS = ("g++", "clang++", "cl", "c++")
 
 @dataclass(frozen=True)
 class Environment:
-    """torch: its version as numbers. compiler: of C++, by name. memory: of the device, in bytes.
+    """torch: its version as numbers. compiler: a C++ compiler's name, or None. memory: the device's, in bytes.
 
-    host_reason: why the host's own state forbids anything but its stock call, or None.
+    host_reason: why the host's own state allows only its stock call, or None.
     """
 
     torch: tuple[int, ...]
@@ -61,5 +61,5 @@ def version_numbers(text: str) -> tuple[int, ...]:
 def _installed(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):  # a package that is half there
+    except (ImportError, ValueError):  # a package that is not wholly installed
         return False

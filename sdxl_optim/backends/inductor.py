@@ -1,8 +1,8 @@
 """torch's compiler, inductor (https://pytorch.org/docs/stable/torch.compiler.html), on the UNet's repeated blocks, with
 a CUDA graph around the whole call where there is CUDA.
 
-The blocks are traced operation by operation rather than by torch.compile's reading of Python code: what a WebUI with
-its extensions puts around layers does not disturb it, and nothing is checked again at each call. Shapes are static.
+The blocks are traced operation by operation, not by torch.compile's reading of Python code: the Python that a WebUI and
+its extensions put around layers does not disturb it, and no call checks guards. Shapes are static.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from sdxl_optim.backends.rewrites.side_stream import SideStream
 from sdxl_optim.backends.rewrites.weight_layout import WeightLayout
 from sdxl_optim.wording import words
 
-SHORT_ROW = 2048  # numbers that one program sums up at once
-MOST_BY_TORCH = 1024  # of these that torch gives to one program by itself
-OF_A_ROW = {"XBLOCK": 1, "num_warps": 2, "num_stages": 1}  # such a program; eight warps, as torch has, would wait
-MOST_SHAPES = 8  # of the UNet's inputs that are compiled for in one session
+SHORT_ROW = 2048  # numbers that one program may sum up at once
+MOST_BY_TORCH = 1024  # numbers that torch by itself lets one program sum up at once
+OF_A_ROW = {"XBLOCK": 1, "num_warps": 2, "num_stages": 1}  # of such a program; torch's eight warps would idle
+MOST_SHAPES = 8  # of the UNet's inputs, that are compiled for in one session
 CACHE_VARIABLES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 
 
@@ -91,7 +91,7 @@ class Inductor:
 
 
 class _WithCompiledBlocks:
-    """A call whose blocks run compiled and whose Python runs as ever."""
+    """A call whose blocks run compiled, and whose Python around them runs as before."""
 
     nbytes = 0
 
@@ -125,8 +125,8 @@ def _compile(graph: torch.fx.GraphModule, examples: list[torch.Tensor]):
 
 @contextmanager
 def _short_rows_at_once() -> Iterator[None]:
-    """While entered, a kernel that sums up rows of a token's size holds a whole row: torch does it up to 1024, and
-    SDXL's tokens have 1280. (A newer torch asks somebody; an older one has it as it was.)"""
+    """Context manager: a kernel that sums up rows of a token's size holds a whole row. torch does that up to 1024
+    numbers, and SDXL's tokens have 1280. An older torch has no hook for it and keeps its own choice."""
     try:
         from torch._inductor.choices import InductorChoices
         from torch._inductor.codegen.triton import FixedTritonConfig
@@ -155,8 +155,8 @@ def _short_rows_at_once() -> Iterator[None]:
 
 
 def _row(features) -> int:
-    """How many numbers, side by side in memory, a kernel sums up for each of its results; 0 where it does something
-    else or that is a symbol."""
+    """How many numbers, adjacent in memory, a kernel sums up for each of its results; 0 if it does something else or
+    the number is a symbol."""
     from torch._inductor.runtime.hints import ReductionHint
 
     try:
@@ -167,8 +167,8 @@ def _row(features) -> int:
 
 
 def _removed_broken_library(error: OSError) -> bool:
-    """Whether `error` was about half a library in the cache, which is gone now: a start that was killed while it
-    compiled leaves one, and old versions of torch take it for a whole one ever after."""
+    """Whether `error` was about an incomplete library in the cache, which is deleted then. A process that is killed
+    while it compiles leaves one, and old versions of torch would load it at every later start."""
     from torch._inductor import codecache
 
     library = Path(str(error).split(".so: ")[0] + ".so")  # the loader's message begins with the file
@@ -203,7 +203,7 @@ def _is_free(name: str) -> bool:
 
 
 def _is_torchs_own(folder: str) -> bool:
-    """torch writes the folder that it chose by itself, a temporary one, into the environment."""
+    """Whether torch chose `folder` itself, a temporary one: it writes that into the environment."""
     return folder.startswith(str(Path(tempfile.gettempdir()) / "torchinductor_"))
 
 

@@ -56,7 +56,7 @@ def test_the_articles_rows_run_or_say_why(host, tmp_path):
     assert all(note.startswith("not run: ") for note in why.values())
     if not torch.cuda.is_available():
         assert {"FP32", "TF32", "Model CPU offload", "Sequential CPU offload", "TensorRT"} <= set(why)
-        assert why["Stable Fast"] == "not run: stable-fast: needs a CUDA device of NVIDIA's"
+        assert why["Stable Fast"] == "not run: stable-fast: needs an NVIDIA GPU"
         assert why["OneDiff + Tiny VAE + CFG off at 75 % + 30 steps"] == "not run: onediff: needs a CUDA device"
         assert why["Model CPU offload"] == "not run: there is no GPU here whose memory it could save"
     ran = {name: row for name, row in rows.items() if row.seconds}

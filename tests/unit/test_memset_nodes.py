@@ -1,4 +1,4 @@
-"""A graph's memsets become kernels, in the same place of the graph. The driver here is the test's own."""
+"""A graph's memsets become kernels, in the same place of the graph. The driver's library here is the test's own."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import re
 
 import pytest
 
-from sdxl_optim.backends.rewrites import memset_nodes
+from sdxl_optim.backends.rewrites.memset_nodes import FILL, MEMSET, Driver, Memset, memsets_as_kernels
 
 KERNEL = 0
 
 
-class Driver:
+class Library:
     """Graph nodes are the numbers 1, 2, …; each has a kind, edges, and a memset its parameters."""
 
-    def __init__(self, kinds: dict[int, int], edges: set[tuple[int, int]], memsets: dict[int, memset_nodes._Memset]):
+    def __init__(self, kinds: dict[int, int], edges: set[tuple[int, int]], memsets: dict[int, Memset]):
         self.kinds, self.edges, self.memsets = kinds, edges, memsets
         self.fills: dict[int, tuple] = {}
         self.loaded = 0
@@ -48,7 +48,7 @@ class Driver:
         self._list(sorted(b for a, b in self.edges if a == node.value), array, number)
 
     def _on_module_load_data(self, module, image):
-        assert image == memset_nodes.FILL
+        assert image == FILL
         self.loaded += 1
         module._obj.value = 77
 
@@ -74,71 +74,63 @@ class Driver:
         self.edges = {edge for edge in self.edges if node.value not in edge}
 
 
-def memset(nbytes: int, value: int = 0, size: int = 1, place: int = 4096, height: int = 1) -> memset_nodes._Memset:
-    return memset_nodes._Memset(place, nbytes, value, size, nbytes // size, height)
+def memset(nbytes: int, value: int = 0, size: int = 1, place: int = 4096, height: int = 1) -> Memset:
+    return Memset(place, nbytes, value, size, nbytes // size, height)
 
 
-@pytest.fixture
-def drive(monkeypatch):
-    def use(driver: Driver) -> Driver:
-        monkeypatch.setattr(memset_nodes, "_driver", lambda: driver)
-        memset_nodes._fill.cache_clear()
-        return driver
-
-    yield use
-    memset_nodes._fill.cache_clear()
+def replace(library: Library) -> int:
+    return memsets_as_kernels(1, Driver(library))
 
 
-def diamond(*sets: memset_nodes._Memset) -> Driver:
+def diamond(*sets: Memset) -> Library:
     """1 → each memset → 2, and 1 → 2."""
-    kinds = {1: KERNEL, 2: KERNEL} | {3 + i: memset_nodes.MEMSET for i in range(len(sets))}
+    kinds = {1: KERNEL, 2: KERNEL} | {3 + i: MEMSET for i in range(len(sets))}
     edges = {(1, 2)} | {edge for i in range(len(sets)) for edge in ((1, 3 + i), (3 + i, 2))}
-    return Driver(kinds, edges, {3 + i: m for i, m in enumerate(sets)})
+    return Library(kinds, edges, {3 + i: m for i, m in enumerate(sets)})
 
 
-def test_small_memsets_become_kernels_between_the_same_nodes(drive):
-    driver = drive(diamond(memset(1200), memset(8, value=0xAB), memset(4, value=0x1234, size=2)))
-    assert memset_nodes.memsets_as_kernels(1) == 3
-    assert memset_nodes.MEMSET not in driver.kinds.values()
-    assert driver.loaded == 1
-    assert driver.edges == {(1, 2)} | {edge for n in driver.fills for edge in ((1, n), (n, 2))}
-    assert list(driver.fills.values()) == [
+def test_small_memsets_become_kernels_between_the_same_nodes():
+    library = diamond(memset(1200), memset(8, value=0xAB), memset(4, value=0x1234, size=2))
+    assert replace(library) == 3
+    assert MEMSET not in library.kinds.values()
+    assert library.loaded == 1
+    assert library.edges == {(1, 2)} | {edge for n in library.fills for edge in ((1, n), (n, 2))}
+    assert list(library.fills.values()) == [
         (78, 512, 4096, 300, 0),
         (78, 256, 4096, 2, 0xABABABAB),
         (78, 256, 4096, 1, 0x12341234),
     ]
 
 
-def test_a_memset_without_neighbours(drive):
-    driver = drive(Driver({3: memset_nodes.MEMSET}, set(), {3: memset(4)}))
-    assert memset_nodes.memsets_as_kernels(1) == 1
-    assert driver.edges == set()
-    assert len(driver.fills) == 1
+def test_a_memset_without_neighbours():
+    library = Library({3: MEMSET}, set(), {3: memset(4)})
+    assert replace(library) == 1
+    assert library.edges == set()
+    assert len(library.fills) == 1
 
 
 OTHERS = {"large": memset(4 << 20), "odd": memset(7), "apart": memset(8, place=4098), "2D": memset(8, height=2)}
 
 
 @pytest.mark.parametrize("kept", OTHERS.values(), ids=OTHERS)
-def test_other_memsets_stay(drive, kept):
-    driver = drive(diamond(kept))
-    before = dict(driver.kinds), set(driver.edges)
-    assert memset_nodes.memsets_as_kernels(1) == 0
-    assert (driver.kinds, driver.edges) == before
+def test_other_memsets_stay(kept):
+    library = diamond(kept)
+    before = dict(library.kinds), set(library.edges)
+    assert replace(library) == 0
+    assert (library.kinds, library.edges) == before
 
 
 @pytest.mark.parametrize("refused", ["cuGraphGetNodes", "cuModuleLoadData", "cuGraphAddKernelNode"])
-def test_a_driver_that_refuses_leaves_the_graph(drive, refused):
-    driver = drive(diamond(memset(8)))
-    driver.refused = refused
+def test_a_driver_that_refuses_leaves_the_graph(refused):
+    library = diamond(memset(8))
+    library.refused = refused
     with pytest.raises(OSError, match=f"{refused} gives error 801"):
-        memset_nodes.memsets_as_kernels(1)
-    assert list(driver.kinds.values()).count(memset_nodes.MEMSET) == 1
-    assert not driver.fills
+        replace(library)
+    assert list(library.kinds.values()).count(MEMSET) == 1
+    assert not library.fills
 
 
-def test_a_driver_that_lacks_a_function(drive, monkeypatch):
-    monkeypatch.delattr(Driver, "_on_graph_node_get_type")
-    drive(diamond(memset(8)))
+def test_a_driver_that_lacks_a_function(monkeypatch):
+    monkeypatch.delattr(Library, "_on_graph_node_get_type")
     with pytest.raises(OSError, match="no cuGraphNodeGetType"):
-        memset_nodes.memsets_as_kernels(1)
+        replace(diamond(memset(8)))

@@ -16,8 +16,8 @@ from .live import ALL, CUTOFF, DEEPCACHE, FREEU, SMALLER, comparable, difference
 NEED_CUDA = {
     "cudagraph": "needs a CUDA device",
     "onediff": "needs a CUDA device",
-    "stable-fast": "needs a CUDA device of NVIDIA's",
-    "tensorrt": "needs a CUDA device of NVIDIA's",
+    "stable-fast": "needs an NVIDIA GPU",
+    "tensorrt": "needs an NVIDIA GPU",
 }
 LORA = "a red fox <lora:tiny-lora:0.8>"
 WIDE = {**SMALLER, "width": 128}

@@ -1,4 +1,4 @@
-"""Calls over fixed addresses: a captured graph reads its inputs where it read them first."""
+"""Calls over fixed addresses, which a captured graph reads again at each replay."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from sdxl_optim.backends.api import Tensors
 
 
 class Buffers:
-    """Input buffers by place and shape, shared by all calls that are prepared over them."""
+    """Input buffers by position and shape, shared by all calls that are captured over them."""
 
     def __init__(self):
         self._buffers: dict[tuple, torch.Tensor] = {}
 
     def of(self, inputs: Tensors) -> list[torch.Tensor]:
-        """Buffers of the inputs' shapes, holding their contents, all on the first one's device: a number that a host
-        keeps in main memory (diffusers does a timestep) would else be a constant to what is captured."""
+        """Buffers with the inputs' shapes and contents, all on the first input's device: a number in main memory, such
+        as diffusers' timestep, would otherwise be captured as a constant."""
         device = inputs[0].device
         buffers = []
         with torch.inference_mode(False), torch.no_grad():
@@ -37,7 +37,7 @@ class Buffers:
 
 
 class StaticCall:
-    """`replay` over fixed input and output buffers. The outputs are overwritten by the next replay."""
+    """`replay` over fixed input and output buffers. The next replay overwrites the outputs."""
 
     def __init__(
         self, inputs: list[torch.Tensor], outputs: list[torch.Tensor], replay: Callable[[], object], nbytes: int = 0

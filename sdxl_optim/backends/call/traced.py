@@ -1,4 +1,4 @@
-"""The whole call as one module, for compilers that take nothing smaller."""
+"""A whole call as one module, for compilers that take nothing smaller."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from sdxl_optim.backends.api import Tensors
 
 
 def traced(body, inputs: Tensors) -> torch.fx.GraphModule:
-    """The operations of a call as a graph over its tensors. It holds the UNet's own weights, not copies of them."""
+    """The operations of a call as a graph over its tensors. The graph holds the UNet's own weights, no copies."""
     trace = make_fx(lambda *tensors: tuple(body(tensors)), tracing_mode="fake", _allow_non_fake_inputs=True)
     return trace(*inputs)
 
 
 class CallModule(nn.Module):
-    """The call with its Python, for compilers that trace by themselves. `unet` is a part of it for its weights."""
+    """A call with its Python, for compilers that trace by themselves. `unet` is a submodule for its weights."""
 
     def __init__(self, body):
         super().__init__()

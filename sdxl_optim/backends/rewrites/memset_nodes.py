@@ -1,22 +1,23 @@
 """The small memsets in a captured graph as kernels.
 
-Libraries clear a few bytes before many of their kernels, some 330 times in a call of SDXL. In a graph such a memset
-goes another way through the card than a kernel and costs 5 µs and more with the waits around it; a kernel that does
-the same costs 1.5 (seen on an H100).
+Libraries clear a few bytes before many of their kernels, some 330 times in a call of SDXL. In a graph such a memset is
+executed by another unit of the card than a kernel and costs 5 µs and more with the waits around it; a kernel that does
+the same costs 1.5 µs (measured on an H100).
 
-By NVIDIA's driver interface (https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__GRAPH.html), from torch 2.8 on.
+It uses NVIDIA's driver interface (https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__GRAPH.html), and runs from
+torch 2.8 on.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 
 MEMSET = 2  # CU_GRAPH_NODE_TYPE_MEMSET
-MOST_BYTES = 1 << 20  # that are cleared faster, or as fast, by a kernel of one word a thread
+MOST_BYTES = 1 << 20  # up to here a kernel of one word a thread is at least as fast
 THREADS = 256
 
 # Compiled by the driver for the card at hand.
@@ -48,7 +49,7 @@ DONE:
 """
 
 
-class _Memset(ctypes.Structure):  # CUDA_MEMSET_NODE_PARAMS
+class Memset(ctypes.Structure):  # CUDA_MEMSET_NODE_PARAMS
     _fields_ = [
         ("place", ctypes.c_uint64),
         ("pitch", ctypes.c_size_t),
@@ -89,47 +90,77 @@ def new_graph() -> tuple[torch.cuda.CUDAGraph, bool]:
     return torch.cuda.CUDAGraph(), False
 
 
-def memsets_as_kernels(graph: int) -> int:
-    """Replace the small memsets in a graph, a CUgraph's address; how many there were.
+class Driver:
+    """The CUDA driver's functions on graphs. library: as ctypes loads it."""
 
-    Raises OSError where the driver refuses. The graph does the same then as before, whatever was replaced already.
+    def __init__(self, library):
+        self._library = library
+
+    def call(self, function: str, *arguments) -> None:
+        """Raises OSError if the driver lacks the function or refuses."""
+        try:
+            error = getattr(self._library, function)(*arguments)
+        except AttributeError as missing:
+            raise OSError(f"this driver has no {function}") from missing
+        if error:
+            raise OSError(f"{function} gives error {error}")
+
+    def several(self, function: str, of: ctypes.c_void_p) -> list[ctypes.c_void_p]:
+        """The graph nodes that `function` lists."""
+        number = ctypes.c_size_t()
+        self.call(function, of, None, ctypes.byref(number))
+        nodes = (ctypes.c_void_p * number.value)()
+        if number.value:
+            self.call(function, of, nodes, ctypes.byref(number))
+        return [ctypes.c_void_p(node) for node in nodes]
+
+    @cached_property
+    def fill(self) -> int:
+        """The fill kernel's CUfunction, in the context that torch has made current."""
+        module, function = ctypes.c_void_p(), ctypes.c_void_p()
+        self.call("cuModuleLoadData", ctypes.byref(module), FILL)
+        self.call("cuModuleGetFunction", ctypes.byref(function), module, b"fill")
+        return function.value
+
+
+@lru_cache
+def _installed_driver() -> Driver:
+    return Driver(ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1"))
+
+
+def memsets_as_kernels(graph: int, driver: Driver | None = None) -> int:
+    """Replace the small memsets in a graph, a CUgraph's address, and return how many there were.
+
+    Raises OSError if the driver refuses. The graph does the same as before, whichever memsets were replaced by then.
     """
-    graph = ctypes.c_void_p(graph)
+    graph, driver = ctypes.c_void_p(graph), driver or _installed_driver()
     replaced = 0
-    for node in _several("cuGraphGetNodes", graph):
+    for node in driver.several("cuGraphGetNodes", graph):
         kind = ctypes.c_int()
-        _call("cuGraphNodeGetType", node, ctypes.byref(kind))
+        driver.call("cuGraphNodeGetType", node, ctypes.byref(kind))
         if kind.value != MEMSET:
             continue
-        memset = _Memset()
-        _call("cuGraphMemsetNodeGetParams", node, ctypes.byref(memset))
+        memset = Memset()
+        driver.call("cuGraphMemsetNodeGetParams", node, ctypes.byref(memset))
         if memset.is_small():
-            _replace(graph, node, memset)
+            _replace(driver, graph, node, memset)
             replaced += 1
     return replaced
 
 
-def _replace(graph: ctypes.c_void_p, node: ctypes.c_void_p, memset: _Memset) -> None:
-    before, after = _several("cuGraphNodeGetDependencies", node), _several("cuGraphNodeGetDependentNodes", node)
+def _replace(driver: Driver, graph: ctypes.c_void_p, node: ctypes.c_void_p, memset: Memset) -> None:
+    before = driver.several("cuGraphNodeGetDependencies", node)
+    after = driver.several("cuGraphNodeGetDependentNodes", node)
     words = memset.nbytes // 4
     values = ctypes.c_uint64(memset.place), ctypes.c_uint32(words), ctypes.c_uint32(memset.word)
     arguments = (ctypes.c_void_p * 3)(*(ctypes.addressof(value) for value in values))
     blocks = -(-words // THREADS)
-    kernel = _Kernel(_fill(), (blocks, 1, 1), (THREADS, 1, 1), 0, arguments, None)
+    kernel = _Kernel(driver.fill, (blocks, 1, 1), (THREADS, 1, 1), 0, arguments, None)
     new = ctypes.c_void_p()
-    _call("cuGraphAddKernelNode", ctypes.byref(new), graph, _array(before), _size(before), ctypes.byref(kernel))
+    driver.call("cuGraphAddKernelNode", ctypes.byref(new), graph, _array(before), _size(before), ctypes.byref(kernel))
     if after:
-        _call("cuGraphAddDependencies", graph, _array([new] * len(after)), _array(after), _size(after))
-    _call("cuGraphDestroyNode", node)
-
-
-def _several(function: str, of: ctypes.c_void_p) -> list[ctypes.c_void_p]:
-    number = ctypes.c_size_t()
-    _call(function, of, None, ctypes.byref(number))
-    nodes = (ctypes.c_void_p * number.value)()
-    if number.value:
-        _call(function, of, nodes, ctypes.byref(number))
-    return [ctypes.c_void_p(node) for node in nodes]
+        driver.call("cuGraphAddDependencies", graph, _array([new] * len(after)), _array(after), _size(after))
+    driver.call("cuGraphDestroyNode", node)
 
 
 def _array(nodes: list[ctypes.c_void_p]):
@@ -138,26 +169,3 @@ def _array(nodes: list[ctypes.c_void_p]):
 
 def _size(nodes: list) -> ctypes.c_size_t:
     return ctypes.c_size_t(len(nodes))
-
-
-@lru_cache
-def _fill() -> int:
-    """The kernel's CUfunction, in the context that torch has made current."""
-    module, function = ctypes.c_void_p(), ctypes.c_void_p()
-    _call("cuModuleLoadData", ctypes.byref(module), FILL)
-    _call("cuModuleGetFunction", ctypes.byref(function), module, b"fill")
-    return function.value
-
-
-@lru_cache
-def _driver() -> ctypes.CDLL:
-    return ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-
-
-def _call(function: str, *arguments) -> None:
-    try:
-        error = getattr(_driver(), function)(*arguments)
-    except AttributeError as missing:
-        raise OSError(f"this driver has no {function}") from missing
-    if error:
-        raise OSError(f"{function} gives error {error}")

@@ -1,1 +1,1 @@
-"""Backends that need a package of somebody else's."""
+"""Backends that another project's package provides."""

@@ -1,8 +1,8 @@
 """OneDiff (https://github.com/siliconflow/onediff): its compiler front end, with whichever of its runtimes is there.
 
-nexfort is given the call as a graph. oneflow converts the UNet's own classes, so it runs full calls without FreeU and
-DeepCache alone; what it compiled is kept in a file a kind of call. Neither runtime has a release on PyPI for a current
-torch (`oneflow` there is a placeholder): this is written to the front end's API, and tested with a runtime of its own.
+nexfort is given the call as a graph. oneflow converts the UNet's own classes, so it runs only calls without FreeU and
+DeepCache; it keeps its compiled code in a file a kind of call. Neither runtime has a release on PyPI for a current
+torch (`oneflow` there is a placeholder): this is written to the front end's API and tested with the tests' own runtime.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """stable-fast (https://github.com/chengzeyi/stable-fast): the call traced by TorchScript, with its fused operations.
 
-Its own CUDA graphs stay off, ours go around; and so does its memory format, which would lay the host's weights out
-anew. Written to its API; it has not been run here, as it needs its own CUDA build.
+Its own CUDA graphs are off, as ours go around it, and so is its memory format, which would change the layout of the
+host's weights. It is written to the library's API and has not been run here, as that needs its own CUDA build.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class StableFast:
 
     def probe(self, environment: Environment) -> str | None:
         if not environment.cuda or environment.rocm:
-            return "needs a CUDA device of NVIDIA's"
+            return "needs an NVIDIA GPU"
         if "sfast" not in environment.packages:
             return "needs the package stable-fast"
         return None

@@ -1,8 +1,8 @@
 """TensorRT through Torch-TensorRT (https://docs.pytorch.org/TensorRT/user_guide/compilation/torch_compile.html).
 
-Engines hold the weights, so another LoRA is another engine; each kind of call and size has its own. Written to its API;
-it has not been run here. An engine of NVIDIA's WebUI extension is the host's own way to run the UNet, and reported as
-such.
+Engines hold the weights, so another LoRA needs another engine, and so does each kind of call and each size. It is
+written to the library's API and has not been run here. An engine of NVIDIA's WebUI extension is none of ours: the host
+runs the UNet by it, and the report says so.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sdxl_optim.backends.environment import Environment
 
 
 class TensorRT:
-    """cache: folder for engines and the tactics that were timed."""
+    """cache: folder for engines and for the timings of their tactics."""
 
     name = "tensorrt"
     captures = True
@@ -29,7 +29,7 @@ class TensorRT:
 
     def probe(self, environment: Environment) -> str | None:
         if not environment.cuda or environment.rocm:
-            return "needs a CUDA device of NVIDIA's"
+            return "needs an NVIDIA GPU"
         if "torch_tensorrt" not in environment.packages:
             return "needs the package torch-tensorrt"
         return None
@@ -44,7 +44,7 @@ class TensorRT:
         return _Engine(module)
 
     def _options(self, settings, dtype: torch.dtype) -> dict[str, object]:
-        """Of those that this version knows."""
+        """The options that this version knows."""
         known = settings.__dataclass_fields__
         wanted: dict[str, object] = {"truncate_double": True, "min_block_size": 1}
         if "use_explicit_typing" in known:

@@ -1,8 +1,8 @@
-"""Triton kernels for a Hopper card (H100, H200), whose copy engine brings tiles in by tensor descriptors. Other cards
-are not given them: what is fastest differs, and so does the memory that a program has.
+"""Triton kernels for a Hopper card (H100, H200), whose copy engine loads tiles by tensor descriptors. Other cards do
+not run them: other kernels are fastest there, and a program has less memory.
 
-Needs a Triton that has such descriptors (3.4, as torch 2.8 brings it). Importing this module registers them as torch
-operators, as kernels.py does.
+They need a Triton with such descriptors (3.4, which comes with torch 2.8). Importing this module registers them as
+torch operators, as kernels.py does.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ LOG2_E = 1 / math.log(2)
 # y = sqrt(2 / pi) (x + 0.044715 x³). It is x / (1 + 2^(-2 y log2 e)), and 2 y log2 e is GELU_X x + GELU_X3 x³.
 GELU_X = 2 * math.sqrt(2 / math.pi) * LOG2_E
 GELU_X3 = 0.044715 * GELU_X
-TOKENS, HIDDEN, CHANNELS = 128, 64, 64  # of a tile of geglu's product, and of each step towards it
-GROUP = 16  # of its tiles
-MOST_TOKENS = 2048  # of a picture: cuDNN's attention is faster over more
-QUERIES, KEYS = 64, 128  # of a picture's attention: in one program, in each of its steps
-MOST_WAVES = 3  # of such programs, with one a multiprocessor: cuDNN's attention is faster with more
+TOKENS, HIDDEN, CHANNELS = 128, 64, 64  # a tile of geglu's output, and the channels summed up in one step
+GROUP = 16  # geglu's tiles that run together
+MOST_TOKENS = 2048  # of a picture; over more cuDNN's attention is faster
+QUERIES, KEYS = 64, 128  # queries in one program of attention, keys in one of its steps
+MOST_WAVES = 3  # of such programs, one a multiprocessor; with more cuDNN's attention is faster
 
 
 @lru_cache
@@ -42,9 +42,9 @@ def _geglu(
     M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, GROUP: tl.constexpr,
     GELU_X: tl.constexpr, GELU_X3: tl.constexpr,
 ):  # fmt: skip
-    """A program makes tile after tile, and brings in for the next one while it writes. Tiles are in groups of GROUP
-    along the tokens, so that those that run together read the same weights. A tile's values and gates are one product:
-    two of half the width would wait for the memory that their operands lie in."""
+    """Each program computes tile after tile, and loads for the next one while it stores. Tiles are in groups of GROUP
+    along the tokens, so that tiles that run together read the same weights. A tile's values and gates are one product:
+    two products of half the width would wait for the memory of their operands."""
     across, along = tl.cdiv(hidden, N), tl.cdiv(tokens, M)
     in_group = GROUP * across
     for tile in tl.range(tl.program_id(0), across * along, programs, flatten=True):

@@ -1,5 +1,5 @@
-"""Triton kernels for what inductor leaves of SDXL's blocks on a fast card. Needs Triton, and a torch that takes custom
-operators (2.4).
+"""Triton kernels for the parts of SDXL's blocks that inductor leaves slow on a fast card. They need Triton, and a torch
+with custom operators (2.4).
 
 Importing this module registers them as torch operators, so that they can be traced, compiled around and captured.
 """
@@ -12,10 +12,10 @@ import triton.language as tl
 
 from sdxl_optim.backends.api import HALF
 
-MOST_KEYS = 128  # that short_attention holds at once
-ROWS = 64  # of queries, in one program of it
-CHANNELS = 64  # in one program of group_statistics
-MOST_PARTS = 128  # that it divides a picture's pixels into
+MOST_KEYS = 128  # short_attention holds all of them at once
+ROWS = 64  # queries in one program of short_attention
+CHANNELS = 64  # of one program of group_statistics
+MOST_PARTS = 128  # into which group_statistics divides a picture's pixels
 
 
 @triton.jit
