@@ -1,21 +1,17 @@
-"""Scatter charts as inline SVG, which fetches nothing and takes its ink from the page that it stands in."""
+"""Scatter charts as inline SVG: nothing to fetch, readable in the WebUI and in a saved page, on light and on dark."""
 
 from __future__ import annotations
 
-import importlib.util
-import io
-import re
-import threading
-import warnings
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 8.0, 4.5  # matplotlib's inches, of which one is 72 units of the SVG
-INK = "#010203"  # drawn with; the page's own colour is put in its place
-BLUE, ORANGE = "#3b7dd8", "#d9622b"
+from sdxl_optim.bench.rendering import render
+
+WIDTH, HEIGHT = 640, 360
+LEFT, RIGHT, TOP, BOTTOM = 64, 20, 16, 48
 LONGEST_NAME = 34
-_one_at_a_time = threading.Lock()  # matplotlib's options are the process's
 
 
 @dataclass(frozen=True)
@@ -39,23 +35,13 @@ class Scatter:
         return f"<h2>{escape(self.title)}</h2>\n<div class='wide'>{self.svg()}</div>" if self.points else ""
 
     def svg(self, paper: str = "transparent", ink: str = "currentColor") -> str:
-        """Each point is a group of the class "point" with its name and values as its title, which shows under the
-        mouse."""
-        from matplotlib import rc_context
-
-        options = {"svg.fonttype": "none", "svg.hashsalt": self.title}  # text as text, the same names each time
-        with _one_at_a_time, rc_context(options), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing")  # by which it measures; the page's font has them
-            svg = _plain(_drawn(self))
-        for k, p in enumerate(self.points):
-            title = f'<g class="point"><title>{escape(p.name)}: {p.x:.3g}, {p.y:.3g}</title>'
-            svg = svg.replace(f'<g id="point-{k}">', title)
-        style = f"font-family:system-ui,sans-serif;max-width:100%;height:auto;background:{paper};color:{ink}"
-        return svg.replace("<svg ", f'<svg role="img" style="{style}" ', 1)
-
-
-def can_be_drawn() -> bool:
-    return importlib.util.find_spec("matplotlib") is not None
+        """Colours as CSS has them; these leave both to the page that the chart stands in."""
+        xs = _Axis([p.x for p in self.points], LEFT, WIDTH - RIGHT)
+        ys = _Axis([p.y for p in self.points], HEIGHT - BOTTOM, TOP)
+        front = pareto_front(self.points) if self.front else []
+        names = _names([(p.name, xs.at(p.x), ys.at(p.y)) for p in sorted(self.points, key=lambda p: p not in front)])
+        shown = {"chart": self, "front": front, "xs": xs, "ys": ys, "names": names}
+        return render("chart.svg.j2", **shown, width=WIDTH, height=HEIGHT, paper=paper, ink=ink)
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
@@ -67,52 +53,49 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
     return front
 
 
-def _drawn(chart: Scatter):
-    from matplotlib.figure import Figure  # takes a second, which only a chart pays
+class _Axis:
+    """A range with round ticks, and where on the drawing (from `low` to `high` pixels) a value lies."""
 
-    figure = Figure((WIDTH, HEIGHT), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_xlabel(chart.x_label, color=INK)
-    axes.set_ylabel(chart.y_label, color=INK)
-    axes.tick_params(colors=INK, length=0)
-    axes.grid(color=INK, alpha=0.15, clip_on=False)
-    axes.spines[:].set_visible(False)
-    axes.set_axisbelow(True)
-    best = pareto_front(chart.points) if chart.front else []
-    axes.plot([p.x for p in best], [p.y for p in best], color=ORANGE, clip_on=False)
-    for k, p in enumerate(chart.points):
-        axes.plot(p.x, p.y, "o", color=ORANGE if p in best else BLUE, alpha=0.85, clip_on=False, gid=f"point-{k}")
-    figure.draw_without_rendering()  # places the axes, by which the names are placed
-    _write_names(axes, [*best, *(p for p in chart.points if p not in best)])
-    return figure
+    def __init__(self, values: Sequence[float], low: float, high: float):
+        least, most = min(values), max(values)
+        if least == most:
+            least, most = least - abs(least) * 0.1 - 0.01, most + abs(most) * 0.1 + 0.01
+        step = 10 ** math.floor(math.log10((most - least) / 4))
+        step = next(step * k for k in (1, 2, 5, 10) if (most - least) / (step * k) <= 6)
+        self.ticks = [k * step for k in range(math.floor(least / step), math.ceil(most / step) + 1)]
+        self.low, self.high = low, high
+        self._digits = max(0, -math.floor(math.log10(step)))
 
+    def at(self, value: float) -> float:
+        first, last = self.ticks[0], self.ticks[-1]
+        return self.low + (value - first) / (last - first) * (self.high - self.low)
 
-def _write_names(axes, points: Sequence[Point]) -> None:
-    """Beside the points; a name that would cover an earlier one is left out."""
-    taken, (low, high) = [], axes.get_xlim()
-    for p in points:
-        name = p.name if len(p.name) <= LONGEST_NAME else p.name[: LONGEST_NAME - 1] + "…"
-        left = p.x > low + 0.6 * (high - low)
-        place = {"xytext": (-8 if left else 8, 0), "ha": "right" if left else "left", "va": "center"}
-        text = axes.annotate(
-            name, (p.x, p.y), textcoords="offset points", color=INK, fontsize=9, parse_math=False, **place
-        )
-        text.set_in_layout(False)
-        box = text.get_window_extent()
-        if any(box.overlaps(other) for other in taken):
-            text.remove()
-        else:
-            taken.append(box)
+    def text(self, tick: float) -> str:
+        return f"{tick:.{self._digits}f}"
 
 
-def _plain(figure) -> str:
-    """The SVG element, to stand in a page beside others: no style of its own that would reach them, no names but those
-    that are referred to, the page's ink and font."""
-    file = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(file, format="svg", transparent=True, metadata=nothing)
-    svg = file.getvalue()
-    svg = svg[svg.index("<svg ") :].replace(INK, "currentColor")
-    svg = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
-    svg = re.sub(r' id="[a-z.0-9]+_\d+"', "", svg)
-    return re.sub(r"font-family: [^;\"]*;? ?", "", svg)
+@dataclass(frozen=True)
+class _Name:
+    text: str
+    x: float
+    y: float
+    anchor: str  # the end of the text that is at x
+
+    def covers(self, other: _Name) -> bool:
+        (a, b), (c, d) = self._span(), other._span()
+        return a < d and c < b and abs(self.y - other.y) < 12
+
+    def _span(self) -> tuple[float, float]:
+        width = 6 * len(self.text)
+        return (self.x - width, self.x) if self.anchor == "end" else (self.x, self.x + width)
+
+
+def _names(points: Sequence[tuple[str, float, float]]) -> list[_Name]:
+    """Beside their points, those that would cover an earlier one left out (they show under the mouse)."""
+    names: list[_Name] = []
+    for text, x, y in points:
+        text = text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 1] + "…"
+        name = _Name(text, x - 8, y, "end") if x > WIDTH * 0.6 else _Name(text, x + 8, y, "start")
+        if not any(map(name.covers, names)):
+            names.append(name)
+    return names

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import base64
-import functools
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from PIL import Image
 
 from sdxl_optim.bench.charts import Scatter
+from sdxl_optim.bench.rendering import render
 
 SIDE = 512  # pixels: pictures are shown no larger, and are shrunk to it
-TEMPLATES = Path(__file__).with_name("templates")
 
 
 @dataclass(frozen=True)
@@ -48,37 +46,9 @@ def page(
 ) -> str:
     """The whole document. intro: paragraphs. A cell that is None is shown as a dash. words: the headings of columns
     that go left. Raises ValueError for a row that is not as long as the headings."""
-    return (
-        _templates()
-        .get_template("report.html.j2")
-        .render(
-            title=title,
-            intro=intro,
-            headings=headings,
-            rows=[list(zip(headings, row, strict=True)) for row in cells],
-            note=note,
-            words=words,
-            charts=charts,
-            galleries=galleries,
-            ran=ran,
-        )
-    )
-
-
-@functools.cache
-def _templates():
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["data_uri"] = data_uri
-    return environment
+    shown = {"title": title, "intro": intro, "headings": headings, "note": note, "words": words}
+    shown |= {"charts": charts, "galleries": galleries, "ran": ran, "data_uri": data_uri}
+    return render("report.html.j2", rows=[list(zip(headings, row, strict=True)) for row in cells], **shown)
 
 
 def data_uri(image: Image.Image) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 
 from sdxl_optim.bench import perceptual
-from sdxl_optim.bench.charts import Point, Scatter, can_be_drawn
+from sdxl_optim.bench.charts import Point, Scatter
 from sdxl_optim.bench.page import Gallery, Picture, page
 from sdxl_optim.bench.quality import compare_all
 from sdxl_optim.bench.results import Results, Row, write_csv, write_json
@@ -125,9 +125,7 @@ def markdown(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
 
 
 def charts(rows: Sequence[Row]) -> list[Scatter]:
-    """Seconds against quality with the Pareto front, and seconds against memory; none without matplotlib."""
-    if not can_be_drawn():
-        return []
+    """Seconds against quality with the Pareto front, and seconds against memory."""
     timed = [r for r in rows if r.seconds is not None]
     similar = [Point(_name(r), r.seconds, r.ssim) for r in timed if r.ssim is not None]
     quality = Scatter("Time and similarity", "seconds a picture", "SSIM to stock", similar, front=True)
@@ -154,8 +152,6 @@ def what_is_missing(rows: Sequence[Row]) -> list[str]:
         missing.append(perceptual.missing() or "LPIPS is missing: it could not be computed of these pictures.")
     if rows and all(r.allocated_bytes is None and r.process_bytes is None for r in rows):
         missing.append("Peak memory is missing: it is measured on CUDA alone.")
-    if rows and not can_be_drawn():
-        missing.append("Charts are missing: they take matplotlib (pip install matplotlib).")
     return missing
 
 

@@ -19,22 +19,11 @@ def whole_page(**more) -> str:
     return page("Report", ["An introduction."], **given, words=["Case"], galleries=galleries, ran=["30 of 40 rows"])
 
 
-def with_chart() -> str:
-    pytest.importorskip("matplotlib")
-    return whole_page(charts=[Scatter("Times", "x", "y", [Point("a", 1, 2)])])
-
-
 def test_nothing_is_fetched():
-    text = with_chart()
-    assert not re.search(r"url\(|@import|<link|<script[^>]|fetch\(|XMLHttp|import\(", text)
+    text = whole_page(charts=[Scatter("Chart", "x", "y", [Point("a", 1, 2)])])
+    text = text.replace('xmlns="http://www.w3.org/2000/svg"', "")  # the name of SVG's words, which nobody opens
+    assert not re.search(r"https?:|url\(|@import|<link|<script[^>]|href=|fetch\(|XMLHttp|import\(", text)
     assert re.findall(r'src="(.{15})', text) == ["data:image/jpeg"]
-    assert not re.search(r'href="[^#]', text)
-    names = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # of SVG's words, which nobody opens
-    assert set(re.findall(r'https?:[^"]*', text)) == names
-
-
-def test_a_page_without_charts_names_no_address():
-    assert "http" not in whole_page()
 
 
 def test_everything_given_is_there_in_order():

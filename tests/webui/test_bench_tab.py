@@ -59,7 +59,7 @@ def test_a_benchmark_from_start_to_end(own, stock, tab):
     headings, *lines = tab.table()
     assert headings[:2] == ["Settings", "Pictures"]
     assert [line[:2] for line in lines] == [[row.case, "4"] for row in rows[::4]]
-    assert tab.page.locator(f"#{ID}_charts svg .point").count() == 4
+    assert tab.page.locator(f"#{ID}_charts svg circle").count() == 4
     assert tab.page.locator(f"#{ID}_gallery img").count() >= 8
     assert "| stock | 4 |" in tab.markdown()
     link = tab.page.locator(f"#{ID}_about a").first.get_attribute("href")
