@@ -1,4 +1,7 @@
-"""Whatever ends a generation, and whoever generates inside it: everything of ours is closed."""
+"""Whatever ends a generation, and whoever generates inside it: everything of ours is closed.
+
+Most of it is asserted where the fixture `case` ends: the stock picture is what it was, and nothing of ours is left.
+"""
 
 import ast
 import threading
@@ -87,11 +90,20 @@ def test_an_interrupt_at_half_of_the_steps(case, kind, request_):
 def test_an_interrupt_from_outside(case):
     case.options(live_previews_enable=True)
     case.fault("unet", "sleep", after=5, seconds=1.0)
-    thread = threading.Timer(0.6, lambda: case.post("/sdapi/v1/interrupt"))
+
+    def interrupt():
+        state = {"job_count": 0}
+        while not (state["job_count"] and state["sampling_step"]):
+            state = case.get("/sdapi/v1/progress")["state"]
+        case.post("/sdapi/v1/interrupt")
+
+    thread = threading.Thread(target=interrupt)
     thread.start()
     pictures = case.txt2img(ALL, **{**SMALL, "steps": 20})
     thread.join()
-    assert int(reported(pictures[0])[0]["calls"]) <= 20
+    first = reported(pictures[0])[0]
+    assert first["stopped"]
+    assert 0 < int(first["calls"]) < 20
 
 
 def test_live_previews_polled_meanwhile(case):
