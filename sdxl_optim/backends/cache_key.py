@@ -46,15 +46,17 @@ class Weights:
             return False
         self._fingerprint = fingerprint
         unet = self._unet()
-        return _addresses([*unet.parameters(), *unet.buffers()]) != self._addresses
+        return unet is None or _addresses([*unet.parameters(), *unet.buffers()]) != self._addresses
 
     def reread(self) -> Weights:
         """The same UNet's weights at their present addresses."""
-        return Weights(self._unet(), self._fingerprint)
+        unet = self._unet()
+        return self if unet is None else Weights(unet, self._fingerprint)
 
     def version(self) -> int:
         """A number that differs after each change in place."""
-        return sum(tensor._version for tensor in self._unet().parameters())
+        unet = self._unet()
+        return 0 if unet is None else sum(int(tensor._version) for tensor in unet.parameters())
 
 
 def _addresses(tensors) -> tuple[int, ...]:

@@ -82,7 +82,7 @@ DEMO_MODEL_PROMPTS = (
 
 def demo_cases() -> list[Case]:
     """Stock, each technique alone, and all of them together."""
-    alone = {
+    alone: dict[str, dict[str, dict]] = {
         "FreeU": {"freeu": {"enabled": True}},
         "CFG cutoff": {"cfg_cutoff": {"enabled": True}},
         "DeepCache": {"deepcache": {"enabled": True}},

@@ -119,7 +119,8 @@ class PeakMemory:
             self._look()
 
     def _look(self) -> None:
-        self.bytes = max(self.bytes, self._resident())
+        if self._resident is not None:
+            self.bytes = max(self.bytes, self._resident())
 
 
 def process_memory() -> Callable[[], int]:

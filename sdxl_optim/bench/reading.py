@@ -40,10 +40,10 @@ def prompts_of(text: str) -> list[Prompt]:
     for number, line in enumerate(filter(None, map(str.strip, text.splitlines())), 1):
         seed, colon, rest = line.partition(":")
         named = colon and seed.strip().isdecimal() and rest.strip()
-        text, seed = (rest.strip(), int(seed)) if named else (line, number)
-        prompt = known.get((text, seed), Prompt(text, text, seed))
+        words, its_seed = (rest.strip(), int(seed)) if named else (line, number)
+        prompt = known.get((words, its_seed), Prompt(words, words, its_seed))
         if named and prompts.get(prompt.name, prompt) != prompt:
-            prompt = Prompt(f"{text} ({seed})", text, seed)
+            prompt = Prompt(f"{words} ({its_seed})", words, its_seed)
         prompts.setdefault(prompt.name, prompt)
     return list(prompts.values())
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -157,7 +157,7 @@ class Runner:
                 made = self._make(case, prompts, f"{what}, run {run}")
                 first = self._first.setdefault(case.name, made[0][1].seconds)
                 for prompt, (picture, row, infotext) in zip(prompts, made, strict=True):
-                    own = {"case": case.name, "group": prompt.name, "prompt": prompt.name, "run": run}
+                    own: dict[str, Any] = {"case": case.name, "group": prompt.name, "prompt": prompt.name, "run": run}
                     row = dataclasses.replace(row, **own, stock=case.stock, first_seconds=first)
                     self._keep(row, picture, infotext)
 
@@ -167,7 +167,7 @@ class Runner:
     def _keep(self, row: Row, picture: Image.Image, infotext: str) -> None:
         reference = self._references.get(row.group)
         stock = self.results.picture(reference.picture) if reference else None
-        if stock is not None:
+        if reference is not None and stock is not None:
             row = compared(row, reference.picture, stock, picture)
         row = self.results.append(row, picture, infotext)
         if row.stock:

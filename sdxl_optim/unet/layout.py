@@ -7,6 +7,7 @@ so far and, concatenated behind them on dim 1, what input block -(i+1) had put o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -42,7 +43,7 @@ class Layout:
         return self.channels[self.depth - 1 - i]
 
 
-def read_layout(unet: nn.Module, by_layers: bool = False) -> Layout:
+def read_layout(unet: Any, by_layers: bool = False) -> Layout:
     """The layout of `unet`. Raises Unsupported where it has other parts than the ldm/sgm UNets."""
     try:
         inputs, middle, outputs = list(unet.input_blocks), unet.middle_block, list(unet.output_blocks)
@@ -57,8 +58,9 @@ def read_layout(unet: nn.Module, by_layers: bool = False) -> Layout:
 def _out_channels(block: nn.Module) -> int:
     """Width of a block's output: that of its last layer which changes the width (attention keeps it)."""
     for layer in reversed(list(block.children())):
-        if hasattr(layer, "out_channels"):
-            return layer.out_channels
+        width = getattr(layer, "out_channels", None)
+        if isinstance(width, int):
+            return width
     raise Unsupported("UNet", f"a block of {[type(layer).__name__ for layer in block.children()]} tells no width")
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from sdxl_optim.backends.call.arguments import Arguments
 from sdxl_optim.backends.call.foreign_hooks import is_untouched
@@ -42,7 +42,7 @@ class CompiledBlocks:
 
     def __init__(self, compiler: Compiler):
         self._compiler = compiler
-        self._compiled: dict[Hashable, tuple[Callable, object]] = {}  # with the structure of what the block returns
+        self._compiled: dict[Hashable, tuple[Callable, TreeSpec]] = {}  # with the structure of what the block returns
 
     def __len__(self) -> int:
         return len(self._compiled)
@@ -87,9 +87,10 @@ class CompiledBlocks:
 
 def compilable_blocks(unet: nn.Module) -> list[CompilableBlock]:
     """The blocks of `unet` in which no other extension's Python runs. None of them is inside another."""
-    found, inside = [], set()
+    found: list[CompilableBlock] = []
+    inside: set[nn.Module] = set()
     out = getattr(unet, "out", None)  # of the ldm/sgm layout
-    candidates = [out] if isinstance(out, nn.Sequential) else []
+    candidates: list[nn.Module] = [out] if isinstance(out, nn.Sequential) else []
     candidates += [m for names in NAMES for m in unet.modules() if type(m).__name__ in names]
     for module in candidates:
         if module not in inside and is_untouched(module) and not any(map(_is_swapped, module.modules())):
@@ -113,7 +114,10 @@ class CompilableBlock:
 
     @property
     def module(self) -> nn.Module:
-        return self._module()
+        module = self._module()
+        if module is None:
+            raise ReferenceError("the block is gone")
+        return module
 
     def weights(self) -> list[torch.Tensor]:
         return [*self.module.parameters(), *self.module.buffers()]
@@ -144,7 +148,7 @@ class CompilableBlock:
 
     def trace(
         self, original: Callable, arguments: Arguments, side_stream: SideStream
-    ) -> tuple[torch.fx.GraphModule, list[torch.Tensor], object]:
+    ) -> tuple[torch.fx.GraphModule, list[torch.Tensor], TreeSpec]:
         """The block's operations as a graph over the call's tensors and what is `given`; examples of these; the
         structure of what the block returns.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,7 +36,7 @@ def without_autocast(unet: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _stated_dtype(unet: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+def _stated_dtype(unet: Any, dtype: torch.dtype) -> Iterator[None]:
     """Context manager: the attribute `dtype` of `unet` is `dtype`, if it has one.
 
     The ldm layout of SD 1 and 2 converts its input to that type. In the WebUI it is fp32 even if the weights are in

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,8 +39,8 @@ def fused_qkv(weight_of: Callable[[list[nn.Linear]], torch.Tensor | None]) -> La
     tensor, or None to leave them alone."""
 
     def make(attention: nn.Module):
-        layers = qkv_of(attention)
-        weight = weight_of(layers)
+        layers = qkv_of(attention) or []
+        weight = weight_of(layers) if layers else None
         return [] if weight is None else FusedLinear(layers, weight).forwards()
 
     return LayerRewrite(qkv_of, make)
@@ -85,7 +86,7 @@ def spread_group_norm(x: torch.Tensor, groups: int, weight, bias, eps: float) ->
 
 
 def _geglu(layer: nn.Module, original: Callable, x: torch.Tensor) -> torch.Tensor:
-    proj = layer.proj
+    proj: Any = layer.proj
     if type(x) is not torch.Tensor or not x.is_cuda or proj.bias is None:
         value, gate = proj(x).chunk(2, -1)
         return value * F.gelu(gate)

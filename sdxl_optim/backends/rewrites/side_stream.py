@@ -51,9 +51,9 @@ class SideStream:
     def discover(self, unet: nn.Module, inputs: Tensors) -> Iterator[None]:
         """Context manager around one call: finds the layers of `unet` that are called once, with a sequence among
         `inputs` as it is."""
-        seen: dict[nn.Module, int | None] = {}
+        seen: dict[nn.Linear, int | None] = {}
 
-        def record(layer: nn.Module, original: Callable, x):
+        def record(layer: nn.Linear, original: Callable, x):
             place = next((i for i, given in enumerate(inputs) if given.dim() == 3 and _is_same(x, given)), None)
             seen[layer] = None if layer in seen else place
             return original(x)

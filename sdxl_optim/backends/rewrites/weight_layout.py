@@ -11,6 +11,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -63,14 +64,14 @@ class AppliedLayout:
 
 def qkv_of(module: nn.Module) -> list[nn.Linear] | None:
     """`to_q`, `to_k`, `to_v` of a self-attention, or None."""
-    layers = [getattr(module, name, None) for name in QKV]
+    layers: list[Any] = [getattr(module, name, None) for name in QKV]
     return layers if _are_alike(layers) else None
 
 
 def text_kv_of(module: nn.Module) -> list[nn.Linear] | None:
     """`to_k` and `to_v` of all cross-attentions in a row of transformer blocks, or None."""
-    attentions = [getattr(block, "attn2", None) for block in getattr(module, "transformer_blocks", ())]
-    layers = [getattr(attention, name, None) for attention in attentions for name in QKV[1:]]
+    attentions: list[Any] = [getattr(block, "attn2", None) for block in getattr(module, "transformer_blocks", ())]
+    layers: list[Any] = [getattr(attention, name, None) for attention in attentions for name in QKV[1:]]
     return layers if _are_alike(layers) and not any(map(qkv_of, attentions)) else None
 
 
@@ -103,7 +104,7 @@ class FusedLinear:
     def __init__(self, layers: list[nn.Linear], weight: torch.Tensor):
         self._layers, self._weight = layers, weight
         self._given: torch.Tensor | None = None
-        self._results: list[torch.Tensor | None] = []
+        self._results: list = []  # a tensor a layer, None once it was served
 
     @property
     def pending(self) -> int:

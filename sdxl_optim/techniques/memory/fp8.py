@@ -21,7 +21,7 @@ def why_not() -> str | None:
     return None
 
 
-def layers_of(module: nn.Module) -> list[nn.Module]:
+def layers_of(module: nn.Module) -> list[nn.Linear | nn.Conv2d]:
     return [m for m in module.modules() if isinstance(m, LAYERS) and m.weight.is_floating_point()]
 
 
@@ -42,7 +42,7 @@ class Fp8Weights:
         merge: Callable[[nn.Module], object] = lambda layer: None,
     ):
         self._pending, self._merge = pending, merge
-        self.originals: dict[nn.Module, torch.Tensor] = {}
+        self.originals: dict[nn.Linear | nn.Conv2d, torch.Tensor] = {}
         self.skipped = 0
         self._hooks = []
         self._stored: dict[nn.Module, tuple[torch.Tensor, int]] = {}

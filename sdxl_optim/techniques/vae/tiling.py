@@ -9,6 +9,7 @@ the whole picture are in `patches/norms.py`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -44,7 +45,7 @@ def _tiled(run: Callable, x: torch.Tensor, tile: int, scaled: Callable[[int], in
     height, width = x.shape[-2:]
     extent = int(scaled(tile) * OVERLAP)
     limit = scaled(tile) - extent
-    canvas = None
+    canvas: Any = None  # a tensor, from the first tile on
     above: list[torch.Tensor] = []  # what the tiles of the row before reach into this one
     for top in tile_starts(height, tile):
         left, row = None, []

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import lru_cache, partial
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -64,7 +65,8 @@ def _group_norm(kernels: ModuleType, given: Sequence[torch.Tensor], norm: nn.Gro
 
 
 def _geglu(hopper: ModuleType, layer: nn.Module, original: Callable, x):
-    weight, bias = layer.proj.weight, layer.proj.bias
+    proj: Any = layer.proj
+    weight, bias = proj.weight, proj.bias
     if bias is not None and hopper.takes_geglu(x, weight):
         return hopper.geglu(x, weight, bias)
     return original(x)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -88,7 +88,7 @@ class Arena:
 class _Item:
     tensor: torch.Tensor
     offset: int
-    main: torch.Tensor | None = None  # its place in main memory, as a view
+    main: torch.Tensor = field(init=False)  # its place in main memory, as a view
     main_address: int = 0  # data_ptr of that
     address: int = 0  # data_ptr where it was put last
     version: int = 0  # of the tensor, then
@@ -137,7 +137,7 @@ class Piece:
     def onload(self) -> None:
         """Let the module use the copy that `prefetch` started. Nobody has moved its tensors since (`intact`), and the
         caller sees to it that the copy has ended before they are read."""
-        if self.arrived:
+        if self.arrived or self.flat is None:
             return
         self.arrived = True
         for item, view in zip(self.items, self._views_on(self.flat), strict=True):

@@ -111,9 +111,11 @@ class StreamedPieces:
         """The slot of `piece` is free: prefetch what came next in the last call."""
         if piece not in self._held:
             return
-        coming, following = [], piece
-        while len(coming) < SLOTS and (following := self._next.get(following)) not in (None, piece, *coming):
+        coming: list[Piece] = []
+        following = self._next.get(piece)
+        while len(coming) < SLOTS and following is not None and following not in (piece, *coming):
             coming.append(following)
+            following = self._next.get(following)
         for one in coming:
             if one not in self._held:
                 self._fill(next(k for k, held in enumerate(self._held) if held not in coming), one)
