@@ -69,28 +69,31 @@ class Body(Protocol):
 class Prepared(Protocol):
     """A body made fast. What it returns is valid until it, or another one of its backend, is called again.
 
-    `body` is the one of the call at hand, for backends that leave some of it in Python."""
+    body: of the present call, for backends that leave some of it in Python. nbytes: device memory that it keeps."""
 
-    nbytes: int  # of device memory that it keeps
+    nbytes: int
 
     def __call__(self, body: Body, inputs: Tensors) -> list[torch.Tensor]: ...
 
 
 class Backend(Protocol):
-    """name: as in the settings. captures: Python inside the UNet runs once, when a call is prepared, and not again.
+    """A way to run UNet calls. Backends derive from it for the defaults.
+
+    name: as in the settings. captures: Python inside the UNet runs once, when a call is prepared, and not again.
     bakes_weights: a prepared call holds the weights' values, not their addresses. weight_layout: of the UNet's weights
-    while anything is prepared, or None."""
+    while anything is prepared, or None.
+    """
 
     name: str
-    captures: bool
-    bakes_weights: bool
-    weight_layout: WeightLayout | None
+    captures: bool = True
+    bakes_weights: bool = False
+    weight_layout: WeightLayout | None = None
 
     def probe(self, environment: Environment) -> str | None:
         """Why it can't run here, or None."""
 
     def prepare(self, body, inputs: Tensors, progress: Progress) -> Prepared:
-        """Make `body` fast for inputs of these shapes. Whatever it raises, the call runs eagerly instead."""
+        """Make `body` fast for inputs of these shapes. If it raises anything, the call runs eagerly instead."""
 
     def release(self) -> None:
-        """Nothing that was prepared will be called again: give the memory back."""
+        """Free the memory of prepared calls, none of which will be called again."""

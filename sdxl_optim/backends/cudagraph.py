@@ -17,7 +17,7 @@ from functools import partial
 
 import torch
 
-from sdxl_optim.backends.api import Tensors
+from sdxl_optim.backends.api import Backend, Tensors
 from sdxl_optim.backends.call.capture_guard import CaptureGuard
 from sdxl_optim.backends.call.static_call import Buffers, StaticCall
 from sdxl_optim.backends.environment import Environment
@@ -50,18 +50,16 @@ class Streams:
 STREAMS = Streams()
 
 
-class CudaGraph:
+class CudaGraph(Backend):
     """All graphs share one memory pool, as they never run at the same time. streams: of every instance by default."""
 
     name = "cudagraph"
-    captures = True
-    bakes_weights = False
     weight_layout = WeightLayout(channels_last_from=LARGE)
 
     def __init__(self, streams: Streams | None = None):
         self._streams = STREAMS if streams is None else streams
         self._buffers = Buffers()
-        self._pool = None
+        self._pool: object = None
         self._replays: weakref.WeakSet[_Replay] = weakref.WeakSet()
 
     def probe(self, environment: Environment) -> str | None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from sdxl_optim.backends.api import Backend
 from sdxl_optim.backends.environment import Environment
 
 
-class Eager:
+class Eager(Backend):
     name = "eager"
     captures = False
-    bakes_weights = False
-    weight_layout = None
 
     def probe(self, environment: Environment) -> str | None:
         return None

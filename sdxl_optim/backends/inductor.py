@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from sdxl_optim.backends.api import CannotPrepare, Tensors
+from sdxl_optim.backends.api import Backend, CannotPrepare, Tensors
 from sdxl_optim.backends.cudagraph import CudaGraph
 from sdxl_optim.backends.environment import Environment
 from sdxl_optim.backends.rewrites.compiled_blocks import CompilableBlock, CompiledBlocks, Compiler, compilable_blocks
@@ -32,12 +32,11 @@ MOST_SHAPES = 8  # of the UNet's inputs, that are compiled for in one session
 CACHE_VARIABLES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 
 
-class Inductor:
+class Inductor(Backend):
     """cache: a folder that keeps compiled code across restarts, unless the user's environment names one.
     compiler: (graph, example inputs) → callable; None is torch's inductor."""
 
     name = "inductor"
-    bakes_weights = False
 
     def __init__(self, cache: Path | None = None, compiler: Compiler | None = None):
         self.captures = torch.cuda.is_available()
@@ -55,7 +54,7 @@ class Inductor:
         if "triton" not in environment.packages:
             windows = environment.system == "Windows"
             return "needs the package triton-windows" if windows else "needs the package triton"
-        if not environment.rocm and environment.capability < (7, 0):
+        if not environment.rocm and environment.capability and environment.capability < (7, 0):
             capability = ".".join(map(str, environment.capability))
             return words("Triton needs a card of capability 7.0 or later; here is {capability}", capability=capability)
         return None
@@ -184,9 +183,11 @@ def compiled_code_kept_in(folder: Path | None) -> Iterator[None]:
 
     The environment is the only way to tell both; afterwards it is what it was.
     """
-    names = [name for name in CACHE_VARIABLES if _is_free(name)] if folder is not None else []
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update({name: str(folder / CACHE_VARIABLES[name]) for name in names})
+    if folder is None:
+        yield
+        return
+    before = {name: os.environ.get(name) for name in CACHE_VARIABLES if _is_free(name)}
+    os.environ.update({name: str(folder / CACHE_VARIABLES[name]) for name in before})
     forget_folder()
     try:
         yield

@@ -115,7 +115,7 @@ class Driver:
         return [ctypes.c_void_p(node) for node in nodes]
 
     @cached_property
-    def fill(self) -> int:
+    def fill(self) -> int | None:
         """The fill kernel's CUfunction, in the context that torch has made current."""
         module, function = ctypes.c_void_p(), ctypes.c_void_p()
         self.call("cuModuleLoadData", ctypes.byref(module), FILL)
@@ -133,9 +133,9 @@ def memsets_as_kernels(graph: int, driver: Driver | None = None) -> int:
 
     Raises OSError if the driver refuses. The graph does the same as before, whichever memsets were replaced by then.
     """
-    graph, driver = ctypes.c_void_p(graph), driver or _installed_driver()
+    driver, parent = driver or _installed_driver(), ctypes.c_void_p(graph)
     replaced = 0
-    for node in driver.several("cuGraphGetNodes", graph):
+    for node in driver.several("cuGraphGetNodes", parent):
         kind = ctypes.c_int()
         driver.call("cuGraphNodeGetType", node, ctypes.byref(kind))
         if kind.value != MEMSET:
@@ -143,7 +143,7 @@ def memsets_as_kernels(graph: int, driver: Driver | None = None) -> int:
         memset = Memset()
         driver.call("cuGraphMemsetNodeGetParams", node, ctypes.byref(memset))
         if memset.is_small():
-            _replace(driver, graph, node, memset)
+            _replace(driver, parent, node, memset)
             replaced += 1
     return replaced
 

@@ -62,7 +62,7 @@ class AppliedLayout:
             del self._changed[layer]
 
 
-def qkv_of(module: nn.Module) -> list[nn.Linear] | None:
+def qkv_of(module: nn.Module | None) -> list[nn.Linear] | None:
     """`to_q`, `to_k`, `to_v` of a self-attention, or None."""
     layers: list[Any] = [getattr(module, name, None) for name in QKV]
     return layers if _are_alike(layers) else None
@@ -122,7 +122,8 @@ class FusedLinear:
             self._results = list(nn.functional.linear(x, self._weight).chunk(len(self._layers), -1))
         elif x is not self._given:
             return original(x)
-        result, self._results[k] = self._results[k], None
+        result = self._results[k]
+        self._results[k] = None
         if not self.pending:
             self._given, self._results = None, []
         return result

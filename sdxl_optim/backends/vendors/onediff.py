@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from sdxl_optim.backends.api import CannotPrepare, Tensors
+from sdxl_optim.backends.api import Backend, CannotPrepare, Tensors
 from sdxl_optim.backends.call.traced import traced
 from sdxl_optim.backends.cudagraph import CudaGraph
 from sdxl_optim.backends.environment import Environment
@@ -19,13 +19,10 @@ RUNTIMES = ("nexfort", "oneflow")
 OPTIONS = {"nexfort": {"mode": "max-optimize:max-autotune:low-precision"}}
 
 
-class OneDiff:
+class OneDiff(Backend):
     """cache: folder for compiled graphs. runtime: a name in OneDiff's registry; None takes what is installed."""
 
     name = "onediff"
-    captures = True
-    bakes_weights = False
-    weight_layout = None
 
     def __init__(self, cache: Path | None = None, runtime: str | None = None):
         self._cache, self._runtime = cache, runtime

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sdxl_optim.backends.api import Tensors
+from sdxl_optim.backends.api import Backend, Tensors
 from sdxl_optim.backends.call.traced import CallModule
 from sdxl_optim.backends.cudagraph import CudaGraph
 from sdxl_optim.backends.environment import Environment
 
 
-class StableFast:
+class StableFast(Backend):
     name = "stable-fast"
-    captures = True
     bakes_weights = False  # preserve_parameters
-    weight_layout = None
 
     def __init__(self, cache: Path | None = None):
         self._graphs = CudaGraph()

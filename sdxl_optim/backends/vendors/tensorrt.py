@@ -11,18 +11,16 @@ from pathlib import Path
 
 import torch
 
-from sdxl_optim.backends.api import Tensors
+from sdxl_optim.backends.api import Backend, Tensors
 from sdxl_optim.backends.call.traced import traced
 from sdxl_optim.backends.environment import Environment
 
 
-class TensorRT:
+class TensorRT(Backend):
     """cache: folder for engines and for the timings of their tactics."""
 
     name = "tensorrt"
-    captures = True
     bakes_weights = True
-    weight_layout = None
 
     def __init__(self, cache: Path | None = None):
         self._cache = cache
