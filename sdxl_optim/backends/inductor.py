@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from sdxl_optim.backends.api import Backend, CannotPrepare, Tensors
+from sdxl_optim.backends.api import Backend, CannotPrepare, Prepared, Progress, Tensors
 from sdxl_optim.backends.cudagraph import CudaGraph
 from sdxl_optim.backends.environment import Environment
 from sdxl_optim.backends.rewrites.compiled_blocks import CompilableBlock, CompiledBlocks, Compiler, compilable_blocks
@@ -59,12 +59,12 @@ class Inductor(Backend):
             return words("Triton needs a card of capability 7.0 or later; here is {capability}", capability=capability)
         return None
 
-    def prepare(self, body, inputs: Tensors, progress) -> object:
+    def prepare(self, body, inputs: Tensors, progress: Progress) -> Prepared:
         self._remember_shape(inputs)
         with compiled_code_kept_in(self._cache):
             return self._prepare(body, inputs, progress)
 
-    def _prepare(self, body, inputs: Tensors, progress) -> object:
+    def _prepare(self, body, inputs: Tensors, progress: Progress) -> Prepared:
         blocks = compilable_blocks(body.unet)
         side_stream = self._graphs.side_stream() if self.captures else SideStream()
         if self.captures:
@@ -116,7 +116,7 @@ def _compile(graph: torch.fx.GraphModule, examples: list[torch.Tensor]):
     while True:
         try:
             with _short_rows_at_once():
-                return torch._inductor.compile(graph, examples, options=options)
+                return torch._inductor.compile(graph, list(examples), options=options)
         except OSError as error:
             if not _removed_broken_library(error):
                 raise

@@ -16,6 +16,7 @@ from sdxl_optim.backends.cudagraph import CudaGraph
 from sdxl_optim.backends.environment import Environment
 
 RUNTIMES = ("nexfort", "oneflow")
+NO_RUNTIME = "needs one of onediff's runtimes, nexfort or oneflow, of which neither is installed"
 OPTIONS = {"nexfort": {"mode": "max-optimize:max-autotune:low-precision"}}
 
 
@@ -34,7 +35,7 @@ class OneDiff(Backend):
         if "onediff" not in environment.packages:
             return "needs the package onediff"
         if not self._installed(environment):
-            return "needs one of onediff's runtimes, nexfort or oneflow, of which neither is installed"
+            return NO_RUNTIME
         return None
 
     def _installed(self, environment: Environment) -> str | None:
@@ -46,6 +47,8 @@ class OneDiff(Backend):
         from sdxl_optim.backends.environment import read_environment
 
         runtime = self._installed(read_environment())
+        if runtime is None:
+            raise CannotPrepare(NO_RUNTIME)
         progress(f"onediff compiles by {runtime}")
         if runtime == "oneflow":
             return _ByOneflow(compile(_plain(body).unet, backend=runtime), self._file(body, inputs))

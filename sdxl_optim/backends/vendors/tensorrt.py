@@ -8,6 +8,7 @@ runs the UNet by it, and the report says so.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,10 +42,10 @@ class TensorRT(Backend):
         module(*inputs)
         return _Engine(module)
 
-    def _options(self, settings, dtype: torch.dtype) -> dict[str, object]:
+    def _options(self, settings, dtype: torch.dtype) -> dict[str, Any]:
         """The options that this version knows."""
         known = settings.__dataclass_fields__
-        wanted: dict[str, object] = {"truncate_double": True, "min_block_size": 1}
+        wanted: dict[str, Any] = {"truncate_double": True, "min_block_size": 1}
         if "use_explicit_typing" in known:
             wanted["use_explicit_typing"] = True
         else:
