@@ -93,9 +93,14 @@ class Sources:
         return [module for module in self if module.name == folder or module.name.startswith(folder + ".")]
 
 
+@cache
+def said_of_the_product(breaches: Callable[[Sources], list]) -> list:
+    return breaches(product())
+
+
 def seen(breaches: Callable[[Sources], list], files: dict[str, str]) -> list:
     """What a rule says of planted files, and of these alone."""
-    said = breaches(product())
+    said = said_of_the_product(breaches)
     return [breach for breach in breaches(product().planted(files)) if breach not in said]
 
 
