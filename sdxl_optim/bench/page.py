@@ -46,7 +46,7 @@ def page(
 ) -> str:
     """The whole document. intro: paragraphs. A cell that is None is shown as a dash. words: the headings of columns
     that go left. Raises ValueError for a row that is not as long as the headings."""
-    shown = {"title": title, "intro": intro, "headings": headings, "note": note, "words": words}
+    shown: dict[str, object] = {"title": title, "intro": intro, "headings": headings, "note": note, "words": words}
     shown |= {"charts": charts, "galleries": galleries, "ran": ran, "data_uri": data_uri}
     return render("report.html.j2", rows=[list(zip(headings, row, strict=True)) for row in cells], **shown)
 

@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Iterable, Sequence
 from statistics import fmean
+from typing import Any
 
 from sdxl_optim.bench import perceptual
 from sdxl_optim.bench.charts import Point, Scatter
@@ -90,7 +91,7 @@ def summary(rows: Iterable[Row]) -> list[Row]:
 
 
 def _mean(group: list[Row]) -> Row:
-    values = {}
+    values: dict[str, Any] = {}
     for name in (*MEANS, *GREATEST):
         known = [v for row in group if (v := getattr(row, name)) is not None]
         values[name] = None if not known else max(known) if name in GREATEST else fmean(known)
@@ -126,13 +127,15 @@ def markdown(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
 
 def charts(rows: Sequence[Row]) -> list[Scatter]:
     """Seconds against quality with the Pareto front, and seconds against memory."""
-    timed = [r for r in rows if r.seconds is not None]
-    similar = [Point(_name(r), r.seconds, r.ssim) for r in timed if r.ssim is not None]
+    timed = [(r, r.seconds) for r in rows if r.seconds is not None]
+    similar = [Point(_name(r), seconds, r.ssim) for r, seconds in timed if r.ssim is not None]
     quality = Scatter("Time and similarity", "seconds a picture", "SSIM to stock", similar, front=True)
     if not similar:
-        differing = [Point(_name(r), r.seconds, -r.mad) for r in timed if r.mad is not None]
+        differing = [Point(_name(r), seconds, -r.mad) for r, seconds in timed if r.mad is not None]
         quality = Scatter("Time and similarity", "seconds a picture", "− mean difference", differing, front=True)
-    memory = [Point(_name(r), r.seconds, r.allocated_bytes / MIB) for r in timed if r.allocated_bytes is not None]
+    memory = [
+        Point(_name(r), seconds, r.allocated_bytes / MIB) for r, seconds in timed if r.allocated_bytes is not None
+    ]
     return [
         chart
         for chart in (quality, Scatter("Time and memory", "seconds a picture", "peak allocated MiB", memory))

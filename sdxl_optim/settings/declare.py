@@ -19,8 +19,8 @@ class Declaration:
     default: Any
     label: str
     help: str
-    lo: float | None = None
-    hi: float | None = None
+    lo: Any = None  # and hi: the least and the greatest number of a slider
+    hi: Any = None
     step: float | None = None
     choices: Sequence = ()
     nullable: bool = False
@@ -60,7 +60,7 @@ class Declaration:
         text = str(text).strip()
         try:
             if self.kind == "toggle":
-                value = {"true": True, "false": False, "on": True, "off": False}[text.lower()]
+                value: Any = {"true": True, "false": False, "on": True, "off": False}[text.lower()]
             elif self.nullable and text == NONE:
                 value = None
             elif self.kind == "choice":

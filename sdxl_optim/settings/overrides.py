@@ -3,6 +3,9 @@ off."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from sdxl_optim import settings as declared
 from sdxl_optim.errors import SettingsError
 from sdxl_optim.settings import Field, FieldPath, Settings
@@ -67,12 +70,12 @@ def read_combination(text: str) -> dict[FieldPath, object]:
             raise SettingsError("combination", text, allowed)
         path, parameter, value = COMBINATION[name]
         changes[path] = value
-        if number:
+        if number and parameter is not None:
             changes[parameter] = by_path[parameter].declaration.read(by_path[parameter].name, number)
     return changes
 
 
-def apply(settings: Settings, changes: dict[FieldPath, object]) -> Settings:
+def apply(settings: Settings, changes: Mapping[FieldPath, Any]) -> Settings:
     """Settings with `changes` laid over. Where the extension is off, it starts from the defaults, not from what the
     folded accordion holds; and if the changes switch nothing on, it stays off.
 

@@ -33,8 +33,8 @@ def check_device(name: str) -> torch.device:
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """fp16 where a GPU computes, as the article does, fp32 on the CPU."""
-    if DTYPES[name]:
-        return getattr(torch, DTYPES[name])
+    if chosen := DTYPES[name]:
+        return getattr(torch, chosen)
     return torch.float32 if device.type == "cpu" else torch.float16
 
 

@@ -1,7 +1,7 @@
 """Sampler and precision names, without importing anything heavy."""
 
 # The name: diffusers' scheduler, and what differs from the model's own configuration.
-SAMPLERS = {
+SAMPLERS: dict[str, tuple[str, dict]] = {
     "euler": ("EulerDiscreteScheduler", {}),
     "euler-a": ("EulerAncestralDiscreteScheduler", {}),
     "heun": ("HeunDiscreteScheduler", {}),

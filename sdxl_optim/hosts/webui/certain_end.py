@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-
 ASKED = "if p.override_settings_restore_afterwards:"  # the host's line
 
 
@@ -40,7 +39,8 @@ class _End:
 
     def __bool__(self) -> bool:
         # A script may copy `p` and generate from the copy, without any scripts, while `p` itself is still at work.
-        if sys._getframe(1).f_locals.get("p") is self.p:
+        asked_for: object = sys._getframe(1).f_locals.get("p")
+        if asked_for is self.p:
             if self.p.override_settings_restore_afterwards is self:
                 forget(self.p)
             self.end()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from sdxl_optim.backends.api import CannotPrepare
 MERGED_LAYERS = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.MultiheadAttention)
 
 
-def networks() -> ModuleType | None:
+def networks() -> Any:
     """The built-in extension's module, or None where it is off."""
     return sys.modules.get("networks")
 
@@ -45,7 +45,7 @@ def merge(layer: nn.Module) -> None:
     networks().network_apply_weights(layer)
 
 
-def unmerge(layer: nn.Module) -> None:
+def unmerge(layer: Any) -> None:
     """Give the layer its own weights back. The WebUI merges what it wants when the layer is called again."""
     if networks() is None or not merged_loras(layer):
         return

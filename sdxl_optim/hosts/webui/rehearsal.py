@@ -100,7 +100,7 @@ def without_random_numbers(func: Callable) -> Callable:
         return functools.partial(without_random_numbers(func.func), *func.args, **func.keywords)
     stand_in, module = _Torch(), k_diffusion_sampling()
     sampling = SimpleNamespace(**{**vars(module), "torch": stand_in})
-    package = SimpleNamespace(**{**vars(sys.modules[module.__package__]), "sampling": sampling})
+    package = SimpleNamespace(**{**vars(sys.modules[str(module.__package__)]), "sampling": sampling})
     return with_globals(func, torch=stand_in, k_diffusion=package, sampling=sampling)
 
 
