@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+
 ASKED = "if p.override_settings_restore_afterwards:"  # the host's line
 
 
@@ -39,8 +40,8 @@ class _End:
 
     def __bool__(self) -> bool:
         # A script may copy `p` and generate from the copy, without any scripts, while `p` itself is still at work.
-        asked_for: object = sys._getframe(1).f_locals.get("p")
-        if asked_for is self.p:
+        asking = sys._getframe(1).f_locals
+        if "p" in asking and asking["p"] is self.p:
             if self.p.override_settings_restore_afterwards is self:
                 forget(self.p)
             self.end()
