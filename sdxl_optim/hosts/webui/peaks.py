@@ -9,8 +9,6 @@ import torch
 from sdxl_optim.bench.measure import CudaPeaks
 from sdxl_optim.unet.patching import replaced
 
-_before: dict[str, int] = {}  # peaks that the host's monitor has yet to read
-
 
 class HighWater(CudaPeaks):
     """torch's peaks, which the host's memory monitor (shared.mem_mon) reads over its whole time, too."""
@@ -28,9 +26,11 @@ def keep_peaks(monitor, stats: dict[str, int]) -> None:
 
     The monitor is read once, at the end of the page's request; afterwards nothing of this is left on it.
     """
-    wrapped = bool(_before)
+    kept: dict[str, int] | None = getattr(monitor.read, "kept", None)
+    wrapped = kept is not None
+    kept = {} if kept is None else kept
     for name, stat in (("active_peak", "active_bytes.all.peak"), ("reserved_peak", "reserved_bytes.all.peak")):
-        _before[name] = max(_before.get(name, 0), stats[stat])
+        kept[name] = max(kept.get(name, 0), stats[stat])
     if wrapped:
         return
     undo = ExitStack()
@@ -39,10 +39,10 @@ def keep_peaks(monitor, stats: dict[str, int]) -> None:
         def read():
             undo.close()
             data = original()
-            data.update({name: max(data[name], peak) for name, peak in _before.items()})
-            _before.clear()
+            data.update({name: max(data[name], peak) for name, peak in kept.items()})
             return data
 
         return read
 
     undo.enter_context(replaced(monitor, "read", make))
+    monitor.read.kept = kept  # for the next who resets them
