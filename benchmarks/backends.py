@@ -32,6 +32,7 @@ from sdxl_optim.backends.execution import Execution
 from sdxl_optim.backends.inductor import Inductor
 from sdxl_optim.run import Run
 from sdxl_optim.sampling.loop import Loop, Rows
+from sdxl_optim.sentences import happened
 
 TFLOP = 13.5  # of a call with two rows at 1024×1024
 DEEPCACHE = {"deepcache": {"enabled": True, "cache_interval": 10}}
@@ -275,7 +276,7 @@ def euler(model, execution, settings: dict, steps: int = 30) -> float:
         run.attach(model.unet)
         x = torch.randn(1, 4, model.size, model.size, device=DEVICE) * sigmas[0]
         for i in range(steps):
-            rows = 1 if run.next_step().cut else 2
+            rows = 1 if run.next_step().drops_uncond else 2
             run.begin_call(rows, 2, 1)
             t = torch.full((rows,), 999.0 - 30 * i, device=DEVICE, dtype=HALF)
             scaled = (x / (sigmas[i] ** 2 + 1).sqrt()).to(HALF).expand(rows, -1, -1, -1).contiguous()
@@ -284,7 +285,7 @@ def euler(model, execution, settings: dict, steps: int = 30) -> float:
             x = x + eps * (sigmas[i + 1] - sigmas[i])
         wait()
     if run.report.as_predicted is not True or (execution and run.report.execution.fallbacks):
-        raise AssertionError(f"{run.report.facts()} {run.report.notes}")
+        raise AssertionError(f"{[*map(str, happened(run.report))]} {run.report.notes}")
     return time.perf_counter() - started
 
 

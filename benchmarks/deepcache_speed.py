@@ -25,7 +25,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sdxl_optim.planning.plan import Facts, make_plan
+from host_loop import facts_for
+
+from sdxl_optim.planning.plan import make_plan
 from sdxl_optim.run import Run
 from sdxl_optim.sampling.loop import Loop, Rows
 from sdxl_optim.settings import from_dict
@@ -132,11 +134,11 @@ def hundred_random_runs(unet, latent, text, vector, dtype) -> dict:
             "cfg_cutoff": {"enabled": rng.random() < 0.5, "stop": rng.random()},
             "deepcache": deepcache,
         }
-        plan = make_plan(from_dict(asked), Facts(Loop.of_steps([1] * n), Rows(1, 1), 5.0, 9))
+        plan = make_plan(from_dict(asked), facts_for(Loop.of_steps([1] * n), Rows(1, 1), 5.0, 9))
         with Run(plan) as run:
             run.attach(unet)
             for i in range(n):
-                rows = 1 if run.next_step().cut else 2
+                rows = 1 if run.next_step().drops_uncond else 2
                 run.begin_call(rows, 2, 1)
                 t = torch.full((rows,), 900 - i, device=latent.device, dtype=dtype)
                 unet(latent.expand(rows, -1, -1, -1), timesteps=t, context=text[:rows], y=vector[:rows])
@@ -187,7 +189,7 @@ def main() -> None:
         return theirs(x, t, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False)[0]
 
     settings = from_dict({"deepcache": {"enabled": True, "cache_interval": INTERVAL, "cache_branch_id": BRANCH}})
-    plan = make_plan(settings, Facts(Loop.of_steps([1] * STEPS), Rows(1, 1), 5.0, 9))
+    plan = make_plan(settings, facts_for(Loop.of_steps([1] * STEPS), Rows(1, 1), 5.0, 9))
     counts = []
 
     def run_ours():

@@ -31,9 +31,12 @@ from sdxl_optim.files import write_atomically
 from sdxl_optim.hosts.standalone import models as loading
 from sdxl_optim.hosts.standalone.bench import DiffusersHost
 from sdxl_optim.hosts.standalone.calibrate import calibrate
-from sdxl_optim.hosts.standalone.generate import Models, Request, Result, decoder_as_asked, make_plans
+from sdxl_optim.hosts.standalone.generate import Models, Request, Result, decoder_as_planned, make_plans
+from sdxl_optim.hosts.standalone.request_facts import request_facts
 from sdxl_optim.hosts.standalone.run import STEP_TENSORS, DiffusersRun
+from sdxl_optim.planning.plan import plan_request
 from sdxl_optim.report import JobReport
+from sdxl_optim.sentences import happened
 from sdxl_optim.settings import from_dict, to_sparse_dict
 from sdxl_optim.techniques.deepcache import calibration
 
@@ -159,7 +162,9 @@ class StudyHost(DiffusersHost):
         job, watch = JobReport(), Stopwatch(self.device)
         run = DiffusersRun(make_plans(self.models, request, case.settings)["base"], "base", watch)
         job.add_pass(0, run.report)
-        decoder = decoder_as_asked(pipe, self.models.tiny_vae, case.settings, job)
+        decoder = decoder_as_planned(
+            pipe, self.models.tiny_vae, plan_request(case.settings, request_facts(self.models)), job
+        )
         with PeakMemory(self.device) as peak, decoder, run.attached(pipe):
             images = pipe(
                 [p.text for p in prompts],
@@ -171,7 +176,7 @@ class StudyHost(DiffusersHost):
             ).images
             watch.lap("decode")
         if not run.report.as_predicted:
-            raise RuntimeError(f"not as planned: {', '.join(run.report.facts())}")
+            raise RuntimeError(f"not as planned: {', '.join(map(str, happened(run.report)))}")
         job.seconds = sum(watch.seconds.values())
         row = self._row(request, Result(images, job, watch.seconds), [run.report], peak, share=n)
         row = dataclasses.replace(row, rows=row.rows // n, stock_rows=row.stock_rows // n)

@@ -43,7 +43,7 @@ class Work:
             helper.enable()
             try:
                 for cached in (False, True):
-                    helper.begin(0, cached, 1, 1, ())
+                    helper.announce(0, cached, 1, 1, ())
                     self._cached[branch] = self._row()
             finally:
                 helper.disable()
@@ -59,6 +59,7 @@ class Work:
         total = 0.0
         for i in range(steps):
             step = plan.step(i)
-            rows = 2 if with_uncond and not step.cut else 1
-            total += rows * (self._cached_row(plan.deepcache.cache_branch_id) if step.cached else self._full)
+            rows = 2 if with_uncond and not step.drops_uncond else 1
+            row = self._cached_row(plan.config("deepcache").cache_branch_id) if "deepcache" in step else self._full
+            total += rows * row
         return total / 1e9

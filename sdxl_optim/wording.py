@@ -1,84 +1,100 @@
-"""Sentences that a page can translate. A host looks up whole pieces of text, so a sentence with a number or a name in
-it is cut into the pieces around these; what stays in every language is marked as such."""
+"""Sentences that a page can translate: a template and its values.
+
+A host looks up whole pieces of text, so a sentence is made of the pieces around its numbers and names. A plain string
+is one piece; `message` fills values into a template; `joined` puts sentences together. Punctuation at a piece's ends is
+no part of what is looked up.
+"""
 
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from string import Formatter
 
-_EDGE = r"[\s,.;:()·…/%×=\"]"
-# Numbers that stand alone (not the 1 of "b1"), and what ends one part of a sentence.
-_CUT = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?![\w])|[:;] ")
-_ENDS = re.compile(rf"^({_EDGE}*)(.*?)({_EDGE}*)$", re.DOTALL)
+EDGES = ' \t\n,.;:()·…/%×="'
 
-Part = tuple[str, bool]  # text, and whether it is in a language
+Piece = tuple[str, bool]  # text, and whether it is to be translated
 
 
-class Words(str):
-    """A sentence that knows its parts. It is a plain string to everybody else."""
+@dataclass(frozen=True, eq=False)
+class Message:
+    """A sentence in pieces. It compares and prints as its text."""
 
-    parts: tuple[Part, ...] = ()
+    pieces: tuple[Piece, ...]
+
+    def __str__(self) -> str:
+        return "".join(text for text, _ in self.pieces)
+
+    def __repr__(self) -> str:
+        return repr(str(self))
+
+    def __eq__(self, other: object) -> bool:
+        return str(self) == str(other) if isinstance(other, (str, Message)) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    def __contains__(self, text: str) -> bool:
+        return text in str(self)
+
+    def __len__(self) -> int:
+        return len(str(self))
 
 
-def words(template: str, **names: object) -> Words:
-    """`template` with its {fields} filled in by what is the same in every language: files, samplers, errors."""
-    parts: list[Part] = []
-    for text, name, _, _ in Formatter().parse(template):
-        parts.append((text, True))
-        if name is not None:
-            parts.append((str(names[name]), False))
-    return _of(parts)
+Text = str | Message
 
 
-def joined(sentences: Iterable[str], by: str = "") -> Words:
+def message(template: str, **values: object) -> Message:
+    """`template` with its {fields} filled in by what is the same in every language (numbers, files, samplers), or by
+    sentences. A field may have a format: {seconds:.1f}."""
+    found: list[Piece] = []
+    for text, field, format_, _ in Formatter().parse(template):
+        found += _trimmed(text)
+        if field is not None:
+            value = values[field]
+            found += pieces(value) if isinstance(value, Message) else [(format(value, format_ or ""), False)]
+    return Message(tuple(found))
+
+
+def name(text: object) -> Message:
+    """What is the same in every language."""
+    return Message(((str(text), False),))
+
+
+def joined(sentences: Iterable[Text], by: str = "") -> Message:
     """One sentence of several, each translated by itself."""
-    parts: list[Part] = []
+    found: list[Piece] = []
     for sentence in sentences:
-        if parts and by:
-            parts.append((by, False))
-        parts += _parts(sentence)
-    return _of(parts)
+        if found and by:
+            found.append((by, False))
+        found += pieces(sentence)
+    return Message(tuple(found))
 
 
-def _of(parts: list[Part]) -> Words:
-    sentence = Words("".join(text for text, _ in parts))
-    sentence.parts = tuple(parts)
-    return sentence
+def pieces(sentence: Text) -> list[Piece]:
+    """(piece, whether it is to be translated). Put together, they are the sentence."""
+    return list(sentence.pieces) if isinstance(sentence, Message) else _trimmed(sentence)
 
 
-def _parts(sentence: str) -> tuple[Part, ...]:
-    return getattr(sentence, "parts", ((sentence, True),))
+def _trimmed(text: str) -> list[Piece]:
+    """The clauses of a text without the punctuation around them, and that punctuation."""
+    for mark in ("; ", ": "):
+        before, found, after = text.partition(mark)
+        if found:
+            return [*_trimmed(before), (found, False), *_trimmed(after)]
+    inner = text.strip(EDGES)
+    at = text.index(inner)
+    found = [(text[:at], False), (inner, any(map(str.isalpha, inner))), (text[at + len(inner) :], False)]
+    return [piece for piece in found if piece[0]]
 
 
-def pieces(sentence: str) -> list[Part]:
-    """The sentence cut up: (piece, whether it is to be translated). Joined, they are the sentence."""
-    found: list[Part] = []
-    for text, in_a_language in _parts(sentence):
-        if not in_a_language:
-            found.append((text, False))
-            continue
-        end = 0
-        for match in _CUT.finditer(text):
-            found += [*_without_ends(text[end : match.start()]), (match.group(), False)]
-            end = match.end()
-        found += _without_ends(text[end:])
-    return [(text, translated) for text, translated in found if text]
-
-
-def _without_ends(text: str) -> list[Part]:
-    """Punctuation around a piece is no part of it."""
-    before, middle, after = _ENDS.match(text).groups()
-    return [(before, False), (middle, any(map(str.isalpha, middle))), (after, False)]
-
-
-def to_translate(sentence: str) -> list[str]:
+def to_translate(sentence: Text) -> list[str]:
     """The pieces that a translation has to know."""
     return [text for text, translated in pieces(sentence) if translated]
 
 
-def as_html(sentence: str) -> str:
+def as_html(sentence: Text) -> str:
     """Each piece as a text node of its own."""
     return "".join(
         f"<span>{html.escape(text)}</span>" if translated else f'<span translate="no">{html.escape(text)}</span>'

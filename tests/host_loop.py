@@ -9,21 +9,80 @@ from dataclasses import dataclass, field
 import ldm_unet
 import torch
 
-from sdxl_optim.planning.plan import Facts, Plan, make_plan
+from sdxl_optim.planning.plan import Plan, make_plan
 from sdxl_optim.run import Run
-from sdxl_optim.sampling.loop import Loop, Rows
+from sdxl_optim.sampling.call import UNetCall
+from sdxl_optim.sampling.facts import Facts, UNetFacts
+from sdxl_optim.sampling.loop import Loop, Rows, StepPlan
 from sdxl_optim.settings import from_dict
+from sdxl_optim.techniques.deepcache.patch import deepcache_attached
 from sdxl_optim.techniques.freeu.patch import freeu_stages
 from sdxl_optim.unet.layout import read_layout
 
 PAIR = Rows(cond=1, uncond=1)
 
 
+def facts_for(
+    loop: Loop,
+    rows: Rows = PAIR,
+    cfg_scale: float = 7.0,
+    depth: int = 9,
+    freeu_stages: int = 2,
+    no_unet: str | None = None,
+    cached_share: float | None = None,
+    no_cut: str | None = None,
+    no_cache: str | None = None,
+    no_backend: str | None = None,
+    **facts,
+) -> Facts:
+    """What a host tells of a pass. no_…: the reasons why a technique can't run."""
+    unet = UNetFacts(depth, freeu_stages, no_unet, lambda branch: cached_share)
+    cannot = {"cfg_cutoff": no_cut, "deepcache": no_cache, "backend": no_backend}
+    return Facts(loop, rows, cfg_scale, unet, {key: reason for key, reason in cannot.items() if reason}, **facts)
+
+
 def plan_for(settings: dict, loop: Loop, rows: Rows = PAIR, unet=None, cfg_scale: float = 7.0, **facts) -> Plan:
     if unet is not None:
         layout = read_layout(unet)
         facts = {"depth": layout.depth, "freeu_stages": freeu_stages(layout), **facts}
-    return make_plan(from_dict(settings), Facts(loop, rows, cfg_scale, **{"depth": 9, **facts}))
+    return make_plan(from_dict(settings), facts_for(loop, rows, cfg_scale, **facts))
+
+
+def step_plan(cached: bool = False, cut: bool = False, freeu: bool = False) -> StepPlan:
+    """What a step does, by the effects of the techniques."""
+    acting = {"deepcache": cached, "cfg_cutoff": cut, "freeu": freeu}
+    return StepPlan(frozenset(key for key, acts in acting.items() if acts), cut)
+
+
+class DeepCacheCalls:
+    """DeepCache attached to a UNet, and the calls announced to it as a run does. freeu: whether their steps have it."""
+
+    def __init__(self, layout, branch: int = 0, freeu: bool = False):
+        self.call, self.refused, self.nbytes = None, None, None
+        self._freeu = freeu
+        self.patch = deepcache_attached(layout, branch, self.current, self)
+
+    def current(self):
+        return self.call
+
+    def __enter__(self):
+        self.at_work = self.patch.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self.patch.__exit__(*error)
+
+    def kept(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+
+    def note(self, note) -> None:
+        self.refused = note.text
+
+    def begin(self, cached: bool, rows: int = 2, cond_rows: int = 1, shape: tuple = ()) -> bool:
+        """A UNet call begins that the plan has cached or not; whether it is cached."""
+        step = step_plan(cached=cached, freeu=self._freeu)
+        self.call = self.at_work.begin(UNetCall(step, True, rows, cond_rows, place=(0, 0), shape=shape))
+        return self.call.cached
 
 
 def host_parts(rows: Rows, cut: bool, host_skips: bool) -> list[range]:
@@ -101,7 +160,7 @@ def sample(unet, run: Run, loop: Loop, rows: Rows = PAIR, size=(8, 8), before_ca
             attached = current
         if before_call:
             before_call(index)
-        cut = run.next_step().cut and not call.host_skips
+        cut = run.next_step().drops_uncond and not call.host_skips
         stock = rows.cond if call.host_skips else rows.cond + rows.uncond
         run.begin_call(rows.cond if cut else stock, stock, rows.cond)
         inputs = call_inputs(current, rows.cond + rows.uncond, index, size)

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from sdxl_optim.backends.environment import Environment
-from sdxl_optim.settings import FreeU
 
 if TYPE_CHECKING:
     from sdxl_optim.backends.rewrites.weight_layout import WeightLayout
@@ -49,15 +48,6 @@ class HostHooks:
 
 
 NO_HOOKS = HostHooks()
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What decides a call's operations beside its tensors' shapes. branch: of DeepCache, where it is attached."""
-
-    cached: bool = False
-    branch: int | None = None
-    freeu: FreeU | None = None
 
 
 class Body(Protocol):

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from sdxl_optim.backends.api import Kind
 from sdxl_optim.backends.call.arguments import Signature
-from sdxl_optim.techniques.accumulation import has_fp16_accumulation
+from sdxl_optim.sampling.call import Kind
+from sdxl_optim.techniques.accumulation.patch import has_fp16_accumulation
 
 SAMPLES = 16  # tensors whose addresses are compared before each call, out of about 1,700
 

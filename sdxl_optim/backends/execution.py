@@ -13,27 +13,27 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from sdxl_optim.backends.api import NO_HOOKS, Backend, CannotPrepare, HostHooks, Kind, Prepared
+from sdxl_optim.backends.api import NO_HOOKS, Backend, CannotPrepare, HostHooks, Prepared
 from sdxl_optim.backends.cache_key import CallKey, Weights, torch_switches
 from sdxl_optim.backends.call.arguments import Arguments
 from sdxl_optim.backends.call.body import UNetBody, split, without_cast_cache
 from sdxl_optim.backends.call.foreign_hooks import global_hook, replaced_forward, why_not_capturable
 from sdxl_optim.backends.rewrites.half_precision import can_run_without_autocast, without_autocast
 from sdxl_optim.backends.rewrites.weight_layout import AppliedLayout
-from sdxl_optim.planning.plan import Note
 from sdxl_optim.report import PassReport
-from sdxl_optim.techniques.deepcache.patch import DeepCacheStore
+from sdxl_optim.sampling.call import Kind, UNetCall
+from sdxl_optim.sampling.note import Note
 from sdxl_optim.unet.patching import replaced
+from sdxl_optim.wording import Text, message
 
 MOST = 16  # prepared calls that are kept; each has a graph, and all share the memory of the largest
 TOLERANCE = 0.05  # relative difference from the eager result above which a prepared call is taken to be wrong
 
 
 class Caller(Protocol):
-    """The run whose calls are executed. kind: of the call now under way; None for a call that is not its own."""
+    """The run whose calls are executed. call: the UNet call under way."""
 
-    kind: Kind | None
-    store: DeepCacheStore | None
+    call: UNetCall | None
     report: PassReport
 
 
@@ -73,7 +73,7 @@ class Execution:
     def attached(self, unet: nn.Module, caller: Caller) -> Iterator[None]:
         """Context manager: the caller's calls of `unet` are executed by the backend."""
         if reason := self.why_not(unet):
-            caller.report.add_note(Note(f"backend {self.backend.name}", reason))
+            caller.report.add_note(Note(message("backend {name}", name=self.backend.name), reason))
             self.release()  # the stock calls have to run over weights in their own layout
             yield
             return
@@ -85,7 +85,7 @@ class Execution:
         with replaced(unet, "forward", make):
             yield
 
-    def why_not(self, unet: nn.Module) -> str | None:
+    def why_not(self, unet: nn.Module) -> Text | None:
         """Why the calls of `unet` have to be the stock ones, as it is patched now, or None."""
         reason = replaced_forward(unet)
         if reason or not self.backend.captures:
@@ -115,37 +115,39 @@ class Execution:
     # --- one call
 
     def _call(self, unet: nn.Module, original: Callable, caller: Caller, args: tuple, kwargs: dict):
-        done = self._execute(unet, original, caller, args, kwargs) if caller.kind is not None else None
+        call = caller.call
+        ours = call is not None and call.kind is not None
+        done = self._execute(unet, original, call, caller.report, args, kwargs) if ours else None
         return original(*args, **kwargs) if done is None else done[0]
 
     @torch.no_grad()
-    def _execute(self, unet, original, caller: Caller, args: tuple, kwargs: dict) -> tuple | None:
+    def _execute(self, unet, original, call: UNetCall, report: PassReport, args: tuple, kwargs: dict) -> tuple | None:
         """The UNet's answer in a tuple, or None where the eager call is to be made instead."""
-        key, store = None, caller.store
+        key, kind = None, call.kind
         try:
             arguments = Arguments(args, kwargs)
-            key = self._key(unet, caller.kind, arguments)
+            key = self._key(unet, kind, arguments)
             if key in self._failed:
                 raise CannotPrepare(self._failed[key])
             half = can_run_without_autocast(self._weights[unet].dtypes, arguments.tensors)
             casting = without_autocast if half else without_cast_cache
-            body = UNetBody(unet, original, arguments, caller.kind, store, casting)
-            inputs = [*arguments.tensors, store.reused] if caller.kind.cached else arguments.tensors
+            body = UNetBody(unet, original, arguments, kind, call.exchange, casting)
+            inputs = [*arguments.tensors, call.exchange.reused] if kind.cached else arguments.tensors
             entry = self._entries.get(key)
             if entry is None:
                 entry, outputs = self._prepare(body, inputs)
-                self._keep(key, entry, caller.report)
+                self._keep(key, entry, report)
             else:
                 self._entries.move_to_end(key)
                 outputs = entry.prepared(body, inputs)
             out, kept = split(outputs, entry.structure)
             if kept is not None:
-                store.save(kept)
+                call.exchange.save(kept)
         except Exception as error:  # whatever a backend can't do, the picture is finished
-            self._fall_back(key, error, caller.report)
+            self._fall_back(key, error, report)
             out_of_memory = isinstance(error, torch.cuda.OutOfMemoryError)
         else:
-            caller.report.execution.count_replay(entry.eager_seconds - entry.replay_seconds)
+            report.execution.count_replay(entry.eager_seconds - entry.replay_seconds)
             return (out,)
         if out_of_memory:  # after the exception, which holds what was computed so far
             with suppress(torch.cuda.OutOfMemoryError):

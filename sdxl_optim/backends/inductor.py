@@ -23,7 +23,7 @@ from sdxl_optim.backends.environment import Environment
 from sdxl_optim.backends.rewrites.compiled_blocks import CompilableBlock, CompiledBlocks, Compiler, compilable_blocks
 from sdxl_optim.backends.rewrites.side_stream import SideStream
 from sdxl_optim.backends.rewrites.weight_layout import WeightLayout
-from sdxl_optim.wording import words
+from sdxl_optim.wording import message
 
 SHORT_ROW = 2048  # numbers that one program may sum up at once
 MOST_BY_TORCH = 1024  # numbers that torch by itself lets one program sum up at once
@@ -56,7 +56,8 @@ class Inductor(Backend):
             return "needs the package triton-windows" if windows else "needs the package triton"
         if not environment.rocm and environment.capability and environment.capability < (7, 0):
             capability = ".".join(map(str, environment.capability))
-            return words("Triton needs a card of capability 7.0 or later; here is {capability}", capability=capability)
+            text = "Triton needs a card of capability {least} or later; here is {capability}"
+            return message(text, least="7.0", capability=capability)
         return None
 
     def prepare(self, body, inputs: Tensors, progress: Progress) -> Prepared:

@@ -6,7 +6,7 @@ import functools
 import importlib.util
 from pathlib import Path
 
-from sdxl_optim.wording import words
+from sdxl_optim.wording import message
 
 PACKAGE = "lpips"
 WEIGHTS = "alexnet-owt-7be5be79.pth"  # torchvision's name, at its place on download.pytorch.org
@@ -33,7 +33,7 @@ def missing() -> str:
         return "LPIPS is missing: it takes the package lpips (pip install lpips) and AlexNet's weights."
     if not weights_file().is_file():
         text = "LPIPS is missing: AlexNet's weights ({file}, {size}) are not in torch's checkpoints folder."
-        return words(text, file=WEIGHTS, size=WEIGHTS_SIZE)
+        return message(text, file=WEIGHTS, size=WEIGHTS_SIZE)
     return ""
 
 

@@ -22,6 +22,7 @@ from PIL.PngImagePlugin import PngInfo
 from sdxl_optim.files import write_atomically
 from sdxl_optim.report import JobReport
 from sdxl_optim.sampling.loop import Counts
+from sdxl_optim.sentences import report_lines
 
 ROWS, ABOUT, PICTURES = "rows.jsonl", "about.json", "pictures"
 
@@ -106,7 +107,10 @@ class Row:
         }
         if report is not None:
             found |= {"full": counts.full, "cached": counts.cached, "decoder": report.decoder or ""}
-            found |= {"notes": "; ".join(map(str, report.all_notes())), "ran": "; ".join(report.lines())}
+            found |= {
+                "notes": "; ".join(map(str, report.all_notes())),
+                "ran": "; ".join(map(str, report_lines(report))),
+            }
         return cls(**(found | facts))
 
     @property

@@ -26,7 +26,7 @@ def examine() -> list[str]:
 
     from sdxl_optim import backends
     from sdxl_optim.backends.environment import read_environment
-    from sdxl_optim.techniques.accumulation import why_no_fp16_accumulation
+    from sdxl_optim.techniques.accumulation.patch import why_no_fp16_accumulation
 
     environment = read_environment()
     lines = [

@@ -14,6 +14,7 @@ from sdxl_optim.cli.models import load_models
 from sdxl_optim.cli.prompts import read_lines
 from sdxl_optim.errors import SettingsError
 from sdxl_optim.hosts.standalone.samplers import SAMPLERS
+from sdxl_optim.sentences import report_lines
 
 PICTURES = options.SAMPLING | {
     "seed": options.number(0, 0, 10**15, 1, "The noise. Picture k of a batch has seed + k."),
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         facts = {"seconds": seconds, "peak_memory_bytes": memory.bytes, "files": [str(f) for f in files]}
         say(json.dumps({"settings": settings.to_dict(chosen), **describe(result.report), **facts}))
         return 0
-    say(*result.report.lines())
+    say(*map(str, report_lines(result.report)))
     say(", ".join(f"{stage} {s:.2f} s" for stage, s in seconds.items()))
     say(f"peak memory {memory.kind}: {memory.bytes / 2**20:.0f} MiB", *map(str, files))
     return 0

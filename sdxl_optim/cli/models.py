@@ -16,7 +16,7 @@ def load_models(args: argparse.Namespace, device, dtype_name: str, sampler: str 
     from sdxl_optim.errors import Unsupported
     from sdxl_optim.hosts.standalone import models as loading
     from sdxl_optim.hosts.standalone.generate import Models
-    from sdxl_optim.planning.plan import Note
+    from sdxl_optim.sampling.note import Note
     from sdxl_optim.techniques.deepcache import calibration
 
     dtype = loading.pick_dtype(dtype_name, device)

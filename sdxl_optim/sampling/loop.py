@@ -1,4 +1,4 @@
-"""From a plan to what each step and each UNet call does. Every ordering rule is here; no torch.
+"""The words of a sampler's loop: steps, calls, rows and their counts. No torch.
 
 A *step* is one of the sampler's; a *call* is one evaluation of the model, of which a step may need several (Heun,
 DPM2, …). `i` counts steps, `n` is their number in the sampler's real loop.
@@ -6,7 +6,7 @@ DPM2, …). `i` counts steps, `n` is their number in the sampler's real loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 
@@ -17,11 +17,16 @@ def window(start: float, stop: float, n: int) -> range:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What one sampler step does."""
+    """What one sampler step does: the keys of the techniques that act in it. `"freeu" in step` asks for one.
 
-    cached: bool = False  # DeepCache may reuse the stored deep features
-    cut: bool = False  # only the cond rows are computed
-    freeu: bool = False
+    drops_uncond: only the cond rows are computed.
+    """
+
+    techniques: frozenset[str] = frozenset()
+    drops_uncond: bool = False
+
+    def __contains__(self, technique: str) -> bool:
+        return technique in self.techniques
 
 
 @dataclass(frozen=True)
@@ -61,55 +66,6 @@ class Loop:
     @classmethod
     def of_steps(cls, calls_per_step: Iterable[int]) -> Loop:
         return cls(tuple(Call(i, place) for i, count in enumerate(calls_per_step) for place in range(count)))
-
-
-def full_steps_uniform(n: int, interval: int) -> frozenset[int]:
-    """DeepCache's uniform positions among n steps: every `interval`-th, from the first on."""
-    return frozenset(range(0, n, interval))
-
-
-def full_steps_nonuniform(n: int, interval: int, center: float, power: float) -> frozenset[int]:
-    """DeepCache's non-uniform 1:N positions (arXiv:2312.00858, section 3.3): as many full steps as uniform has, spaced
-    evenly after a power curve around `center` (a fraction of n), so that they lie densest there. The first is always 0.
-    """
-    if n <= 0:
-        return frozenset()
-    count, middle = -(-n // interval), center * n
-    low, high = -(middle ** (1 / power)), (n - middle) ** (1 / power)
-    steps = {0}
-    for k in range(1, count):
-        u = low + (high - low) * k / count
-        position = middle + (abs(u) ** power if u >= 0 else -(abs(u) ** power))
-        steps.add(min(n - 1, max(0, int(position))))
-    # Neighbours that fell on the same step are moved to the free step nearest to the centre, so that the count is kept.
-    for i in sorted(range(n), key=lambda i: abs(i - middle)):
-        if len(steps) >= count:
-            break
-        steps.add(i)
-    return frozenset(steps)
-
-
-@dataclass(frozen=True)
-class Stored:
-    """What is known of a stored deep feature, besides the tensor. cond_at: where its cond rows begin."""
-
-    rows: int
-    model: int
-    shape: tuple = ()
-    cond_at: int = 0
-
-
-def usable_rows(stored: Stored | None, rows: int, cond_rows: int, model: int, shape: tuple = ()) -> int | None:
-    """How many of the stored rows serve a call of `rows` rows, or None where they can't.
-
-    A call that computes only the cond rows takes those of the store. Anything else must match exactly.
-    `shape` is all else that must be equal: height, width, dtype and device.
-    """
-    if stored is None or stored.model != model or stored.shape != shape:
-        return None
-    if stored.rows == rows:
-        return rows
-    return rows if rows == cond_rows < stored.rows else None
 
 
 @dataclass(frozen=True)
@@ -154,24 +110,3 @@ class Counts:
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(getattr(self, f) + getattr(other, f) for f in self.__dataclass_fields__))
-
-
-def predict(steps: Sequence[StepPlan], loop: Loop, rows: Rows) -> Counts:
-    """The exact counts of a run that follows `steps`: the same rules as at run time, without the tensors."""
-    store: dict[tuple[int, int], Stored] = {}
-    total = Counts()
-    for call in loop.calls:
-        step = steps[call.step]
-        stock = rows.unet_calls(not call.host_skips, call.same_length)
-        parts = rows.unet_calls(not (call.host_skips or step.cut), call.same_length)
-        full = cached = cached_rows = 0
-        for part, count in enumerate(parts):
-            key = (call.place, part)
-            if step.cached and usable_rows(store.get(key), count, rows.cond, call.model) is not None:
-                cached += 1
-                cached_rows += count
-            else:
-                full += 1
-                store[key] = Stored(count, call.model)
-        total += Counts(1, full, cached, sum(parts), sum(stock), cached_rows)
-    return total

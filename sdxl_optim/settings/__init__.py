@@ -24,12 +24,16 @@ from sdxl_optim.settings.schema import (
     Memory,
     Settings,
     Vae,
+    acts,
+    choices_that_act,
+    field_named,
     fields,
     get,
 )
 
 __all__ = [
     "INFOTEXT_PREFIX", "Backend", "CfgCutoff", "Declaration", "DeepCache", "Field", "FieldPath", "FreeU", "Hires",
-    "Memory", "Settings", "Vae", "changed", "choice", "fields", "flatten", "from_dict", "from_flat", "from_given",
+    "Memory", "Settings", "Vae", "acts", "changed", "choice", "choices_that_act",
+    "field_named", "fields", "flatten", "from_dict", "from_flat", "from_given",
     "get", "group", "preset_values", "read_dict", "slider", "to_dict", "to_sparse_dict", "toggle",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 
 from sdxl_optim.settings import presets
-from sdxl_optim.wording import joined, words
+from sdxl_optim.wording import joined, message
 
 GIB = 2**30
 FEW_STEPS = re.compile(r"turbo|lightning|lcm|hyper", re.IGNORECASE)
@@ -49,7 +49,7 @@ def _choice(m: Machine) -> list[str]:
             "{checkpoint} makes its pictures in a few steps, going by its name: leave the presets off,"
             " and at CFG scale 1 switch CFG cutoff on"
         )
-        return [words(text + ".", checkpoint=m.checkpoint)]
+        return [message(text + ".", checkpoint=m.checkpoint)]
     if m.device is None:
         return []
     if m.device != "cuda":
@@ -61,7 +61,7 @@ def _choice(m: Machine) -> list[str]:
     budget = _budget(gib) if m.kind == "sdxl" and not moved else None
     if budget:
         text = "choose the preset {preset}, which fits SDXL into it."
-        return [joined([f"The card has {gib:.0f} GiB", ": ", words(text, preset=budget)])]
+        return [joined([f"The card has {gib:.0f} GiB", ": ", message(text, preset=budget)])]
     if m.kind == "sdxl" and gib < 9.5:
         text = "choose the preset balanced, whose tiny VAE takes the least memory to decode."
     else:
@@ -91,5 +91,5 @@ def _flags(m: Machine) -> list[str]:
             "Attention is computed by {name}, which is slower than sdp:"
             " choose that in the settings, under Optimizations."
         )
-        found.append(words(text, name=m.attention))
+        found.append(message(text, name=m.attention))
     return found

@@ -232,3 +232,20 @@ def _walk(cls: type, path: FieldPath, labels: tuple[str, ...]):
 
 def get(settings: Settings, path: FieldPath) -> Any:
     return functools.reduce(getattr, path, settings)
+
+
+def field_named(name: str) -> Field:
+    """The setting of that name, as "memory.offload". Raises KeyError."""
+    return {f.name: f for f in fields()}[name]
+
+
+def choices_that_act(name: str) -> list[str]:
+    """The choices of a setting that ask for something, which its default does not; empty for a switch."""
+    d = field_named(name).declaration
+    return [choice for choice in d.choices if choice != d.default]
+
+
+def acts(settings: Settings, name: str) -> bool:
+    """Whether the setting of that name asks for something other than its default."""
+    field_ = field_named(name)
+    return get(settings, field_.path) != field_.declaration.default

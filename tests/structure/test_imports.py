@@ -39,7 +39,17 @@ def rule(where: str, ours: str = "", libraries: set[str] = frozenset(), late: se
 # What every stage speaks: the words of the settings, of the loop and of the report.
 WORDS = "errors files wording settings sampling"
 # By the names of the files, in whichever technique's folder.
-TORCHLESS_TECHNIQUES = ("rules", "base", "positions", "calibration", "reuse", "attention", "backend", "cfg_cutoff")
+TORCHLESS_TECHNIQUES = (
+    "rules",
+    "counts",
+    "base",
+    "positions",
+    "calibration",
+    "reuse",
+    "attention",
+    "backend",
+    "cfg_cutoff",
+)
 RULES = (
     rule(f"{OURS} {OURS}.errors {OURS}.files {OURS}.wording", "errors"),
     rule(f"{OURS}.settings*", "errors files wording"),

@@ -15,7 +15,7 @@ from host_loop import PAIR, plan_for, sample, traces
 
 from sdxl_optim import backends
 from sdxl_optim.backends import inductor
-from sdxl_optim.backends.api import CannotPrepare, HostHooks, Kind
+from sdxl_optim.backends.api import CannotPrepare, HostHooks
 from sdxl_optim.backends.call.arguments import Arguments
 from sdxl_optim.backends.call.body import UNetBody
 from sdxl_optim.backends.call.capture_guard import CaptureGuard
@@ -25,9 +25,10 @@ from sdxl_optim.backends.execution import Execution
 from sdxl_optim.backends.rewrites.half_precision import can_run_without_autocast, without_autocast
 from sdxl_optim.cli import main
 from sdxl_optim.run import Run
+from sdxl_optim.sampling.call import Kind
 from sdxl_optim.sampling.loop import Loop
 from sdxl_optim.settings import Backend, fields
-from sdxl_optim.techniques import accumulation as switches
+from sdxl_optim.techniques.accumulation import patch as switches
 
 CPU = Environment((2, 1, 2), compiler="g++")
 CARD = Environment(

@@ -7,12 +7,13 @@ import json
 import math
 
 import pytest
+from host_loop import facts_for
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sdxl_optim.errors import SettingsError
-from sdxl_optim.planning.plan import Facts, make_plan
-from sdxl_optim.sampling.loop import Loop, Rows, full_steps_uniform
+from sdxl_optim.planning.plan import make_plan
+from sdxl_optim.sampling.loop import Loop, Rows
 from sdxl_optim.settings import from_dict
 from sdxl_optim.techniques.deepcache.calibration import (
     Calibration,
@@ -25,6 +26,7 @@ from sdxl_optim.techniques.deepcache.calibration import (
     sigma_of,
     timestep_of,
 )
+from sdxl_optim.techniques.deepcache.positions import full_steps_uniform
 
 GRID = (951.0, 701.0, 451.0, 201.0, 1.0)
 
@@ -122,11 +124,11 @@ def test_another_file_is_refused(tmp_path, text):
 def plan(found, reason=None, **options):
     settings = from_dict({"deepcache": {"enabled": True, "mode": "adaptive", **options}})
     facts = {"timesteps": tuple(timesteps(20)), "calibration": found, "no_calibration": reason}
-    return make_plan(settings, Facts(Loop.of_steps([1] * 20), Rows(1, 1), 5.0, 9, **facts))
+    return make_plan(settings, facts_for(Loop.of_steps([1] * 20), Rows(1, 1), 5.0, 9, **facts))
 
 
 def full(plan) -> set[int]:
-    return {i for i, step in enumerate(plan.steps) if not step.cached}
+    return {i for i, step in enumerate(plan.steps) if "deepcache" not in step}
 
 
 def test_a_plan_takes_its_steps():

@@ -71,7 +71,7 @@ def test_the_report_is_what_happened_and_what_was_foreseen(wanted, rows, loop):
     assert run.report.as_predicted is True
     assert run.report.extra_calls == 0
     assert run.report.store_bytes > 0 or not cached
-    assert run.report.store_bytes == 0 or plan.deepcache is not None
+    assert run.report.store_bytes == 0 or plan.config("deepcache") is not None
     assert traces(BASE) == traces(REFINER) == []
     depth, branch = len(BASE.input_blocks), wanted["deepcache"]["cache_branch_id"]
     expected = Counter()

@@ -11,9 +11,12 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("DeepCache")
 
+from types import SimpleNamespace
+
 from DeepCache import DeepCacheSDHelper
 from diffusers import AutoencoderTiny
 from graphs import Tape
+from host_loop import plan_for, step_plan
 
 from sdxl_optim.backends.pool import ExecutionPool
 from sdxl_optim.errors import SettingsError
@@ -22,8 +25,12 @@ from sdxl_optim.hosts.standalone import models as loading
 from sdxl_optim.hosts.standalone.freeu import freeu_attached
 from sdxl_optim.hosts.standalone.generate import Models, Request, generate
 from sdxl_optim.hosts.standalone.samplers import SAMPLERS
-from sdxl_optim.sampling import loop as schedule
+from sdxl_optim.hosts.standalone.site import PipelineSite
+from sdxl_optim.sampling.call import UNetCall
+from sdxl_optim.sampling.loop import Loop
+from sdxl_optim.sentences import report_lines
 from sdxl_optim.settings import Settings, from_dict
+from sdxl_optim.techniques.deepcache import positions
 
 SIZE = 64
 REQUEST = Request("a red bee on a flower", negative="blue", steps=20, seed=11, width=SIZE, height=SIZE)
@@ -218,7 +225,7 @@ def test_a_window_and_nonuniform_positions_are_kept(base):
     _, seen = run(base, {"deepcache": {"enabled": True, "start": 0.25, "stop": 0.75}})
     assert seen.full == [0, 1, 2, 3, 4, 5, 8, 11, 14, 15, 16, 17, 18, 19]
     _, seen = run(base, {"deepcache": {"enabled": True, "mode": "nonuniform"}})
-    assert seen.full == sorted(schedule.full_steps_nonuniform(20, 3, 0.3, 1.4))
+    assert seen.full == sorted(positions.full_steps_nonuniform(20, 3, 0.3, 1.4))
     assert len(seen.full) == 7
 
 
@@ -245,7 +252,7 @@ def test_every_sampler_runs_with_everything_as_planned(base, name, sampler_kept)
     loading.use_sampler(base, name)
     result, seen = run(base, EVERYTHING, tiny_vae=tiny.tiny_taesd())
     report = only_pass(result)
-    assert report.as_predicted, result.report.lines()
+    assert report.as_predicted, report_lines(result.report)
     assert (report.counts.calls, report.counts.rows) == (len(seen.rows), sum(seen.rows))
     assert (report.counts.full, report.counts.cached) == (len(seen.full), len(seen.rows) - len(seen.full))
     order = base.scheduler.order
@@ -292,16 +299,18 @@ def test_freeu_is_enable_freeu(base):
         base.disable_freeu()
     result, _ = run(base, FREEU)
     assert np.array_equal(pixels(result), expected)
-    assert only_pass(result).freeu_calls == 20
+    assert only_pass(result).acted["freeu"] == 20
 
 
 def test_the_hooks_version_1_agrees_with_diffusers(base):
     x, text = torch.randn(2, 4, 8, 8), torch.randn(2, 77, 2 * tiny.WIDTH)
     numbers = {"text_embeds": torch.randn(2, tiny.WIDTH), "time_ids": torch.randn(2, 6)}
     results = []
-    for is_skipped in (None, lambda up_block, resnet: False):  # diffusers' own, then the hooks
-        with torch.no_grad(), freeu_attached(base.unet, from_dict(FREEU).freeu, is_skipped) as switch:
-            switch.turn(True)
+    for settings in (FREEU, {**FREEU, "deepcache": {"enabled": True}}):  # diffusers' own, then the hooks
+        running = SimpleNamespace(plan=plan_for(settings, Loop.of_steps([1] * 20)), report=None, call=None)
+        with torch.no_grad(), freeu_attached(PipelineSite(base, running), from_dict(FREEU).freeu) as attached:
+            running.call = attached.begin(UNetCall(step_plan(freeu=True), True, 2, 1))
+            assert running.call.acting == {"freeu"}
             call = base.unet(x, 500, encoder_hidden_states=text, added_cond_kwargs=numbers)
             results.append(call.sample)
     with torch.no_grad():
@@ -315,7 +324,7 @@ def test_freeu_does_nothing_in_layers_that_keep_still(base):
     both = {**FREEU, "deepcache": {"enabled": True, "cache_interval": 3}}
     report = only_pass(run(base, both)[0])
     assert report.counts.cached > 0
-    assert report.freeu_calls == report.counts.full
+    assert report.acted["freeu"] == report.counts.full
 
 
 @pytest.mark.slow

@@ -93,7 +93,7 @@ def test_outputs_and_counts_are_those_of_eager_calls(unet, execution, tape, sett
     assert same(found, expected)
     assert report.counts == eager.counts
     assert report.as_predicted
-    assert report.freeu_calls == eager.freeu_calls
+    assert report.acted["freeu"] == eager.acted["freeu"]
     assert report.store_bytes == eager.store_bytes
     assert report.notes == eager.notes
     assert report.execution.replays == len(expected) == tape.replays
@@ -405,6 +405,6 @@ def test_watched_from_outside_the_first_pass_prepares_and_the_second_computes_no
 
 def second_calls(unet, run) -> None:
     for index in range(6):
-        rows = 1 if run.next_step().cut else 2
+        rows = 1 if run.next_step().drops_uncond else 2
         run.begin_call(rows, 2, 1)
         unet(*(t[:rows] for t in host_loop.call_inputs(unet, 2, index).args))

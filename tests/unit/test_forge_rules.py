@@ -11,7 +11,7 @@ import pytest
 
 from sdxl_optim.errors import Unsupported
 from sdxl_optim.sampling.loop import Loop
-from sdxl_optim.techniques.deepcache.patch import DeepCacheStore
+from sdxl_optim.techniques.deepcache.patch import DeepCacheOnBlocks
 from sdxl_optim.unet.layout import read_layout
 
 OURS = ("sdxl_optim.hosts.webui.forge.rules", "sdxl_optim.hosts.webui.family")
@@ -76,11 +76,11 @@ def test_which_lengths_go_together(rules, cond, uncond, together):
      ([1, 0, 0], 6, (False, 2)), ([0, 1], 4, (False, 0))],
 )  # fmt: skip
 def test_where_the_cond_rows_are(rules, marks, rows, order):
-    assert rules.order_of(rows, {"transformer_options": {"cond_or_uncond": marks}}) == order
+    assert rules.rows_held(rows, {"transformer_options": {"cond_or_uncond": marks}}) == order
 
 
 def test_a_call_that_tells_nothing_is_all_cond(rules):
-    assert rules.order_of(2, {}) == (False, 0)
+    assert rules.rows_held(2, {}) == (False, 0)
 
 
 def test_others_between_the_blocks_forbid_keeping_features(rules):
@@ -112,18 +112,17 @@ def test_a_compiled_unet_is_refused(rules):
 def test_controlnets_residuals_for_blocks_that_keep_still_are_left_out(rules, branch):
     """The UNet takes one of each list a block, from its end: what it takes for the others must be its own."""
     layout = read_layout(ldm_unet.tiny_unet("sdxl"))
-    depth, store = layout.depth, DeepCacheStore(layout, branch)
+    depth, still = layout.depth, DeepCacheOnBlocks(layout, branch).skipped
     control = {
         "input": [f"input {i}" for i in reversed(range(depth))],
         "middle": ["middle"],
         "output": [f"output {i}" for i in reversed(range(depth))],
     }
-    kept = rules.without_skipped(control, store, depth)
+    kept = rules.without_skipped(control, still, depth)
     taken = {name: [values.pop() for _ in range(len(values))] for name, values in kept.items()}
-    still = range(store.first_skipped, store.keeper + 1)
     assert taken["input"] == [None if i in still else f"input {i}" for i in range(depth)]
     assert taken["output"] == [None if depth + 1 + i in still else f"output {i}" for i in range(depth)]
     # Behind a middle block whose own result is what is kept, the residual is added anew in each call.
-    assert taken["middle"] == ["middle" if store.keeper == depth else None]
+    assert taken["middle"] == ["middle" if still[-1] == depth else None]
     assert len(control["output"]) == depth  # the caller's lists are untouched
-    assert rules.without_skipped(None, store, depth) is None
+    assert rules.without_skipped(None, still, depth) is None

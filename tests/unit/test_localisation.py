@@ -4,7 +4,7 @@ from pathlib import Path
 
 from strings import all_pieces, texts_in
 
-from sdxl_optim.wording import as_html, joined, pieces, to_translate, words
+from sdxl_optim.wording import as_html, joined, message, pieces, to_translate
 
 FOLDER = Path(__file__).parents[2] / "localizations"
 FILES = ["zh_CN.json", "zh-Hans.json"]
@@ -23,22 +23,31 @@ def test_the_collector_sees_sentences_and_components():
     assert "Whatever nobody wrote" not in all_pieces()
 
 
-def test_a_sentence_is_cut_at_numbers_and_names():
-    assert to_translate("with 8 steps there is little, in b1; use 12 or more") == [
+def test_a_sentence_is_cut_at_its_values_and_clauses():
+    text = "with {n} steps there is little, in b1; use {enough} or more"
+    assert to_translate(message(text, n=8, enough=12)) == [
         "with",
         "steps there is little, in b1",
         "use",
         "or more",
     ]
-    sentence = words("{file} is missing ({error}); put it into {folder}.", file="a 1.pth", error="X", folder="C:\\m 2")
+    template = "{file} is missing ({error}); put it into {folder}."
+    sentence = message(template, file="a 1.pth", error="X", folder="C:\\m 2")
     assert sentence == "a 1.pth is missing (X); put it into C:\\m 2."
     assert to_translate(sentence) == ["is missing", "put it into"]
     both = joined(["base", ": ", sentence], by="")
     assert to_translate(both) == ["base", "is missing", "put it into"]
-    for text in (sentence, both, "", "7", "28 % of the work"):
-        assert "".join(piece for piece, _ in pieces(text)) == text
+    for text in (sentence, both, "", "7", message("{n} % of the work", n=28)):
+        assert "".join(piece for piece, _ in pieces(text)) == str(text)
+
+
+def test_a_sentence_inside_a_sentence_keeps_its_pieces():
+    inner = message("needs torch {version} or later", version="2.7")
+    assert to_translate(message("refused: {why}", why=inner)) == ["refused", "needs torch", "or later"]
 
 
 def test_each_piece_is_a_text_of_its_own():
     same = '<span translate="no">{}</span>'
-    assert as_html("3 <b> cached") == same.format("3") + same.format(" ") + "<span>&lt;b&gt; cached</span>"
+    assert (
+        as_html(message("{n} <b> cached", n=3)) == same.format("3") + same.format(" ") + "<span>&lt;b&gt; cached</span>"
+    )

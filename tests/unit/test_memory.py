@@ -22,7 +22,7 @@ from sdxl_optim.techniques.memory.offload.part import UNET
 from sdxl_optim.techniques.memory.offload.piece import Arena, Piece, split, tensors_of
 from sdxl_optim.techniques.memory.offload.policy import SLOTS
 from sdxl_optim.techniques.memory.offload.streamed import spread
-from sdxl_optim.techniques.tf32 import tf32
+from sdxl_optim.techniques.tf32.patch import tf32
 
 MODES = ["staged", "model", "sequential"]
 
@@ -479,7 +479,7 @@ def test_diffusers_casts_to_fp8_and_back():
     stock = generate(models, request, Settings())
     low = generate(models, request, from_dict({"memory": {"weights": "fp8", "offload": "model"}}))
     assert not np.array_equal(np.asarray(low.images[0]), np.asarray(stock.images[0]))
-    assert low.report.memory == ["UNet in fp8"]
+    assert low.report.memory.happened() == ["UNet in fp8"]
     assert [str(note) for note in low.report.notes if note.feature == "Memory offload"] == [
         "Memory offload refused: there is no GPU here whose memory it could save"
     ]

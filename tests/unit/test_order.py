@@ -57,7 +57,7 @@ def test_a_unet_that_calls_its_layers_gives_the_same(branch):
     assert run.report.counts == other.report.counts == run.plan.prediction
     assert run.report.counts.cached == 4
     assert all(map(torch.equal, expected.outputs, seen.outputs))
-    assert other.report.freeu_calls == run.report.freeu_calls > 0
+    assert other.report.acted["freeu"] == run.report.acted["freeu"] > 0
     assert traces(layerwise) == []
 
 
@@ -86,7 +86,7 @@ def sample_uncond_first(unet, run: Run, batch: int, splits=()) -> list[torch.Ten
     run.attach(unet)
     found = []
     for index in range(len(run.plan.loop.calls)):
-        cut = run.next_step().cut
+        cut = run.next_step().drops_uncond
         run.begin_call(batch if cut else 2 * batch, 2 * batch, batch)
         tensors = host_loop.call_inputs(unet, 2 * batch, index).args  # cond rows, then uncond rows
         cond, uncond = ([t[part] for t in tensors] for part in (slice(0, batch), slice(batch, None)))
@@ -114,7 +114,7 @@ def test_the_cond_rows_alone_reuse_those_of_the_store(batch, splits):
         settings = {"deepcache": {"enabled": True, "cache_interval": 3}, "cfg_cutoff": {"enabled": True, "stop": stop}}
         with watched(plain) as expected, Run(plan_for(settings, STEPS, rows, plain)) as run:
             sample(plain, run, STEPS, rows)
-        with Run(plan_for(settings, STEPS, rows, unet), order_of=marks_of) as other:
+        with Run(plan_for(settings, STEPS, rows, unet), rows_held=marks_of) as other:
             found = sample_uncond_first(unet, other, batch, splits)
         mixed = [i for i in splits if i < int(6 * stop)]
         reused_otherwise = any((i in mixed) != (0 in mixed) for i in (1, 2) if i < int(6 * stop))
@@ -130,7 +130,7 @@ def test_rows_in_the_wrong_place_would_be_seen():
     unet = MarkedUNet(plain.config).eval().requires_grad_(False)
     unet.load_state_dict(plain.state_dict())
     settings = {"deepcache": {"enabled": True, "cache_interval": 3}, "cfg_cutoff": {"enabled": True, "stop": 0.17}}
-    with Run(plan_for(settings, STEPS, PAIR, unet), order_of=marks_of) as run:
+    with Run(plan_for(settings, STEPS, PAIR, unet), rows_held=marks_of) as run:
         right = sample_uncond_first(unet, run, 1)
     with Run(plan_for(settings, STEPS, PAIR, unet)) as run:
         wrong = sample_uncond_first(unet, run, 1)

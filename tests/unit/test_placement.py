@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from sdxl_optim.planning.plan import plan_request
 from sdxl_optim.report import JobReport
+from sdxl_optim.sampling.facts import RequestFacts
 from sdxl_optim.settings import Memory, from_dict
 
 NAME = "sdxl_optim.hosts.webui.placement"
@@ -53,7 +55,7 @@ def host(monkeypatch):
         "lora": {"unmerge": lambda layer: None, "merge_pending": lambda layer: False, "merge": lambda layer: None},
         "lowvram": {"HostLowvram": None, "loads_into_main_memory": lambda: False},
         "peaks": {"HighWater": None},
-        "vae": {"precision_of": lambda settings: (torch.float16, None), "tile_of": lambda settings: None},
+        "vae": {"dtype_of": lambda precision: torch.float16},
     }
     parent = importlib.import_module("sdxl_optim.hosts.webui")
     for name, attributes in ours.items():
@@ -71,15 +73,16 @@ class Case:
 
     def __init__(self, host):
         self.host = host
-        self.weights = host.placement.WeightsOnHost(lambda model, memory: host.placement.MemoryDecision(memory, memory))
+        self.weights = host.placement.WeightsOnHost()
 
     def begin(self, **memory):
         settings = from_dict({"memory": memory})
-        job = SimpleNamespace(settings=settings, report=JobReport(), undo=ExitStack())
+        plan = plan_request(settings, RequestFacts(device="cuda"))
+        job = SimpleNamespace(settings=settings, report=JobReport(), undo=ExitStack(), decide=lambda p: plan)
         p = SimpleNamespace(width=64, height=64, batch_size=1)
         self.weights.undo_if_changed(settings.memory)
         self.weights.begin(p, job)
-        self.weights.apply(p, settings, job.report)
+        self.weights.apply(p, job)
         return job
 
     def copy(self, gigabytes: float) -> None:
@@ -87,7 +90,7 @@ class Case:
 
     def told(self, job) -> list[str]:
         self.weights.report_to(job.report)
-        return job.report.memory
+        return job.report.memory.happened()
 
 
 @pytest.fixture
@@ -101,7 +104,7 @@ def test_a_report_has_the_bytes_of_its_own_request(case):
         case.copy(moved)
         assert case.told(job) == [f"staged offload moved {moved:.2f} GB"]
         job.undo.close()
-        assert job.report.memory == [f"staged offload moved {moved:.2f} GB"]
+        assert job.report.memory.happened() == [f"staged offload moved {moved:.2f} GB"]
 
 
 def test_what_an_end_adds_is_in_the_report(case):
@@ -110,7 +113,7 @@ def test_what_an_end_adds_is_in_the_report(case):
     case.told(job)
     case.copy(0.5)
     job.undo.close()
-    assert job.report.memory == ["model offload moved 1.50 GB"]
+    assert job.report.memory.happened() == ["model offload moved 1.50 GB"]
 
 
 def test_a_request_inside_another_has_bytes_of_its_own(case):
@@ -121,8 +124,8 @@ def test_a_request_inside_another_has_bytes_of_its_own(case):
     inner.undo.close()
     case.copy(0.25)
     outer.undo.close()
-    assert inner.report.memory == ["staged offload moved 5.00 GB"]
-    assert outer.report.memory == ["staged offload moved 2.25 GB"]
+    assert inner.report.memory.happened() == ["staged offload moved 5.00 GB"]
+    assert outer.report.memory.happened() == ["staged offload moved 2.25 GB"]
 
 
 def test_what_was_moved_of_a_model_before_the_refiner_counts(case):

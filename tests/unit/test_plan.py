@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from host_loop import plan_for
+from host_loop import plan_for, step_plan
 
-from sdxl_optim.planning.plan import Note
 from sdxl_optim.sampling.loop import Counts, Loop, Rows, StepPlan
+from sdxl_optim.sampling.note import Note
 from sdxl_optim.settings import Settings
 
 EULER = Loop.of_steps([1] * 20)
@@ -20,7 +20,7 @@ def notes(settings: dict, loop: Loop = EULER, **facts) -> list[str]:
 
 def test_every_technique_off_is_a_stock_run():
     plan = plan_for({}, EULER)
-    assert (plan.freeu, plan.deepcache, plan.notes) == (None, None, ())
+    assert (plan.config("freeu"), plan.config("deepcache"), plan.notes) == (None, None, ())
     assert set(plan.steps) == {StepPlan()}
     assert plan.prediction == Counts(calls=20, full=20, rows=40, stock_rows=40)
 
@@ -28,9 +28,9 @@ def test_every_technique_off_is_a_stock_run():
 def test_all_together():
     plan = plan_for(ALL, EULER)
     assert plan.notes == ()
-    assert [i for i, step in enumerate(plan.steps) if not step.cached] == [0, 3, 6, 9, 12, 15, 18]
-    assert [i for i, step in enumerate(plan.steps) if step.cut] == [15, 16, 17, 18, 19]
-    assert all(step.freeu for step in plan.steps)
+    assert [i for i, step in enumerate(plan.steps) if "deepcache" not in step] == [0, 3, 6, 9, 12, 15, 18]
+    assert [i for i, step in enumerate(plan.steps) if step.drops_uncond] == [15, 16, 17, 18, 19]
+    assert all("freeu" in step for step in plan.steps)
     assert plan.prediction == Counts(calls=20, full=7, cached=13, rows=35, stock_rows=40)
 
 
@@ -42,8 +42,8 @@ def test_windows_are_kept():
         },
         EULER,
     )
-    assert [i for i, step in enumerate(plan.steps) if step.freeu] == [5, 6, 7, 8, 9]
-    assert [i for i, step in enumerate(plan.steps) if step.cached] == [11, 13, 15, 17]
+    assert [i for i, step in enumerate(plan.steps) if "freeu" in step] == [5, 6, 7, 8, 9]
+    assert [i for i, step in enumerate(plan.steps) if "deepcache" in step] == [11, 13, 15, 17]
 
 
 def test_the_steps_of_a_plan_are_the_samplers_and_not_its_calls():
@@ -65,17 +65,17 @@ def test_an_empty_loop():
 def test_no_reach_into_the_unet_refuses_what_needs_it_and_nothing_else():
     reason = "the UNet is run by TensorRT"
     plan = plan_for(ALL, EULER, no_unet=reason)
-    assert [str(note) for note in plan.notes] == [f"FreeU refused: {reason}", f"DeepCache refused: {reason}"]
-    assert (plan.freeu, plan.deepcache) == (None, None)
-    assert [step.cut for step in plan.steps] == [False] * 15 + [True] * 5
-    assert not any(step.freeu or step.cached for step in plan.steps)
+    assert [str(note) for note in plan.notes] == [f"DeepCache refused: {reason}", f"FreeU refused: {reason}"]
+    assert (plan.config("freeu"), plan.config("deepcache")) == (None, None)
+    assert [step.drops_uncond for step in plan.steps] == [False] * 15 + [True] * 5
+    assert not any(("freeu" in step) or ("deepcache" in step) for step in plan.steps)
 
 
 def test_the_cutoff_is_refused_with_the_hosts_reason():
     plan = plan_for(ALL, EULER, no_cut="prompts joined by AND need the unconditional rows")
     assert [str(n) for n in plan.notes] == ["CFG cutoff refused: prompts joined by AND need the unconditional rows"]
-    assert not any(step.cut for step in plan.steps)
-    assert plan.deepcache is not None
+    assert not any(step.drops_uncond for step in plan.steps)
+    assert plan.config("deepcache") is not None
 
 
 def test_freeu_needs_a_stage():
@@ -91,9 +91,9 @@ def test_a_branch_deeper_than_the_unet_is_refused_with_what_is_allowed():
 def test_what_cannot_be_foreseen_runs_uncached_and_uncut():
     plan = plan_for(ALL, ADAPTIVE)
     reason = "this sampler's number of steps can't be foreseen"
-    assert [str(n) for n in plan.notes] == [f"CFG cutoff refused: {reason}", f"DeepCache refused: {reason}"]
+    assert [str(n) for n in plan.notes] == [f"DeepCache refused: {reason}", f"CFG cutoff refused: {reason}"]
     assert (plan.steps, plan.prediction) == ((), None)
-    assert plan.step(0) == plan.step(89) == StepPlan(cached=False, cut=False, freeu=True)
+    assert plan.step(0) == plan.step(89) == step_plan(cached=False, cut=False, freeu=True)
 
 
 def test_a_freeu_window_cannot_be_kept_in_an_unforeseen_loop():
@@ -102,27 +102,27 @@ def test_a_freeu_window_cannot_be_kept_in_an_unforeseen_loop():
         assert [str(n) for n in plan.notes] == [
             "FreeU refused: this sampler's number of steps can't be foreseen, so a start/stop window can't be kept"
         ]
-        assert plan.freeu is None
-        assert not plan.step(0).freeu
+        assert plan.config("freeu") is None
+        assert "freeu" not in plan.step(0)
 
 
 @pytest.mark.parametrize("loop", [EULER, ADAPTIVE])
 def test_at_cfg_scale_1_uncond_is_dropped_from_the_first_step(loop):
     plan = plan_for({"cfg_cutoff": {"enabled": True, "stop": 1.0}}, loop, cfg_scale=1)
-    assert plan.step(0).cut
-    assert plan.step(19).cut
+    assert plan.step(0).drops_uncond
+    assert plan.step(19).drops_uncond
     assert plan.notes == ()
 
 
 def test_at_cfg_scale_1_the_refusals_hold_and_off_is_off():
     assert notes({"cfg_cutoff": {"enabled": True}}, cfg_scale=1, no_cut="why") == ["CFG cutoff refused: why"]
-    assert not plan_for({}, EULER, cfg_scale=1).step(0).cut
+    assert not plan_for({}, EULER, cfg_scale=1).step(0).drops_uncond
 
 
 def test_few_steps_are_a_note_and_no_refusal():
     for n, warned in ((11, True), (12, False)):
         plan = plan_for({"deepcache": {"enabled": True}}, Loop.of_steps([1] * n))
-        assert plan.deepcache is not None
+        assert plan.config("deepcache") is not None
         text = f"with {n} steps there is little to reuse and the picture changes much; use 12 or more"
         assert plan.notes == ((Note("DeepCache", text, refused=False),) if warned else ())
         assert all(str(note) == f"DeepCache note: {text}" for note in plan.notes)
@@ -151,6 +151,6 @@ def test_settings_that_are_off_by_default_plan_nothing():
 @pytest.mark.parametrize("wanted", [{"cache_interval": 1}, {"start": 0.5, "stop": 0.5}, {"start": 0.5, "stop": 0.55}])
 def test_deepcache_with_nothing_to_reuse_is_left_out_and_said(wanted):
     plan = plan_for({"deepcache": {"enabled": True, **wanted}}, EULER)
-    assert plan.deepcache is None
+    assert plan.config("deepcache") is None
     assert str(plan.notes[-1]) == "DeepCache note: with these settings every step is full and nothing is reused"
     assert plan.prediction == plan_for({}, EULER).prediction

@@ -3,16 +3,17 @@
 import json
 
 import pytest
+from host_loop import facts_for
 
 from sdxl_optim import settings as declared
 from sdxl_optim.errors import SettingsError
-from sdxl_optim.planning.plan import Facts, make_plan
+from sdxl_optim.planning.plan import make_plan
 from sdxl_optim.sampling.loop import Loop, Rows
 from sdxl_optim.settings import Settings, from_dict, overrides, presets
 from sdxl_optim.settings.preset_file import PresetFile, as_text, read
 from sdxl_optim.settings.presets import BUILT_IN, Preset
 
-FACTS = Facts(Loop.of_steps([1] * 30), Rows(1, 1), 7.0, depth=9)
+FACTS = facts_for(Loop.of_steps([1] * 30), Rows(1, 1), 7.0, depth=9)
 
 
 @pytest.fixture(autouse=True)

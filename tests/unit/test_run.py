@@ -8,15 +8,15 @@ import host_loop
 import ldm_unet
 import pytest
 import torch
-from host_loop import PAIR, plan_for, sample, traces, watched
+from host_loop import PAIR, DeepCacheCalls, plan_for, sample, step_plan, traces, watched
 from lent import lent_unet
 
 from sdxl_optim.errors import Unsupported
 from sdxl_optim.planning.plan import Plan
 from sdxl_optim.run import Run
 from sdxl_optim.sampling.loop import Call, Counts, Loop, Rows, StepPlan
+from sdxl_optim.sentences import happened
 from sdxl_optim.settings import FreeU
-from sdxl_optim.techniques.deepcache.patch import DeepCacheStore, deepcache_attached
 from sdxl_optim.techniques.freeu.patch import freeu_attached
 from sdxl_optim.unet.layout import read_layout
 
@@ -72,8 +72,8 @@ def test_it_changes_what_it_should_and_leaves_nothing(unet, settings):
     changed = [not equal for equal in same(outputs(unet, settings), stock)]
     # one row alone may differ from the same row of two in the last bit: cut steps are not compared
     for i, step in enumerate(plan.steps):
-        if not step.cut:
-            assert changed[i] == (step.freeu or step.cached)
+        if not step.drops_uncond:
+            assert changed[i] == (("freeu" in step) or ("deepcache" in step))
     assert traces(unet) == []
     assert all(same(stock_outputs(unet), stock))
 
@@ -141,20 +141,13 @@ def test_a_second_run_is_like_the_first(unet, settings):
 def composed(unet, order: str, exit_order: str) -> list[torch.Tensor]:
     """FreeU and DeepCache entered and left by hand in the given orders; the second and third call are cached."""
     layout = read_layout(unet)
-    store = DeepCacheStore(layout, 4)
-
-    def freeu_on(i: int) -> bool:
-        return not store.skips_output_block(i, layout.depth)
-
-    patches = {
-        "f": freeu_attached(layout, FreeU(enabled=True), freeu_on),
-        "d": deepcache_attached(layout, store),
-    }
+    calls = DeepCacheCalls(layout, 4, freeu=True)
+    patches = {"f": freeu_attached(layout, FreeU(enabled=True), calls.current), "d": calls}
     for name in order:
         patches[name].__enter__()
     found = []
     for i in range(3):
-        store.begin((0, 0), i > 0, 2, 1, 0, ())
+        calls.begin(cached=i > 0)
         found.append(unet(*host_loop.call_inputs(unet, 2, i).args))
     for name in exit_order:
         patches[name].__exit__(None, None, None)
@@ -360,7 +353,7 @@ def test_a_loop_like_controlnets(unet, settings):
     assert seen.cached > 0
     assert all(out.isfinite().all() for out in seen.outputs)
     for i, step in enumerate(run.plan.steps):
-        if not (step.cached or step.cut or step.freeu):
+        if not (("deepcache" in step) or step.drops_uncond or ("freeu" in step)):
             assert torch.equal(seen.outputs[i], controlled[i])
     assert traces(unet) == [".forward"]
     del unet.forward
@@ -429,19 +422,20 @@ def test_another_size_is_a_full_step_and_no_crash(unet):
             assert unet(*inputs.args).shape == inputs.x.shape
     assert (seen.full, seen.cached) == (run.report.counts.full, run.report.counts.cached) == (3, 3)
     assert run.report.as_predicted is False
-    assert run.report.facts()[-1] == "not as planned"
+    assert happened(run.report)[-1] == "not as planned"
 
 
 def test_another_dtype_is_a_full_step():
     plan = plan_for({"deepcache": {"enabled": True, "cache_interval": 6}}, STEPS)
-    store = DeepCacheStore(read_layout(ldm_unet.tiny_unet("sdxl")), 0)
     found = []
-    for dtype in (torch.float32, torch.float32, torch.bfloat16, torch.bfloat16):
-        found.append(store.begin((0, 0), plan.step(len(found)).cached, 2, 1, 0, (8, 8, dtype)))
-        if not found[-1]:
-            store.keep(torch.zeros(2, 16, 8, 8, dtype=dtype))
-        else:
-            assert store.take().dtype == dtype
+    with DeepCacheCalls(read_layout(ldm_unet.tiny_unet("sdxl"))) as calls:
+        for dtype in (torch.float32, torch.float32, torch.bfloat16, torch.bfloat16):
+            found.append(calls.begin("deepcache" in plan.step(len(found)), shape=(8, 8, dtype)))
+            exchange = calls.call.exchange
+            if not found[-1]:
+                exchange.leave(torch.zeros(2, 16, 8, 8, dtype=dtype))
+            else:
+                assert exchange.take().dtype == dtype
     assert found == [False, True, False, True]
 
 
@@ -499,7 +493,9 @@ def test_a_unet_of_another_layout_is_refused_and_runs(unet):
         for _ in STEPS.calls:
             run.begin_call(2, 2, 1)
             foreign(torch.ones(2, 4, 8, 8))
-    assert "FreeU and DeepCache refused: Foreign has no input, middle and output blocks" in map(str, run.report.notes)
+    assert {
+        f"{name} refused: Foreign has no input, middle and output blocks" for name in ("FreeU", "DeepCache")
+    } <= set(map(str, run.report.notes))
     assert run.report.counts.cached == 0
     assert traces(foreign) == []
 
@@ -519,11 +515,11 @@ def test_more_calls_than_foreseen_run_uncached_and_are_said(unet):
     plan = plan_for({"deepcache": {"enabled": True, "cache_interval": 6}}, STEPS, unet=unet)
     with watched(unet) as seen, Run(plan) as run:
         sample(unet, run, STEPS)
-        held = run.report.store_bytes, run.store.peak_bytes
+        held = run.report.store_bytes, run.call.exchange.store.peak_bytes
         for i in range(4):
             run.begin_call(2, 2, 1)
             unet(*host_loop.call_inputs(unet, 2, i).args)
-        assert (run.report.store_bytes, run.store.peak_bytes) == held
+        assert (run.report.store_bytes, run.call.exchange.store.peak_bytes) == held
     assert (seen.full, seen.cached) == (1 + 4, 5)
     assert (run.report.counts.full, run.report.counts.cached) == (5, 5)
     assert run.report.as_predicted is False
@@ -546,15 +542,15 @@ def test_an_unforeseen_loop_runs_freeu_and_counts(unet):
 
 
 def test_next_step_is_the_step_of_the_next_call(unet):
-    steps = (StepPlan(), StepPlan(cut=True), StepPlan(freeu=True))
+    steps = (StepPlan(), step_plan(cut=True), step_plan(freeu=True))
     loop = Loop.of_steps([1, 2, 1])
-    run = Run(Plan(loop, PAIR, steps=steps, always=StepPlan(cached=True)))
+    run = Run(Plan(loop, PAIR, steps=steps, always=step_plan(cached=True)))
     found = []
     for _ in range(5):
         expected = run.next_step()
         assert run.begin_call(2, 2, 1) == expected
         found.append(expected)
-    assert found == [steps[0], steps[1], steps[1], steps[2], StepPlan(cached=True)]
+    assert found == [steps[0], steps[1], steps[1], steps[2], step_plan(cached=True)]
 
 
 def test_freeu_keeps_its_window(unet):

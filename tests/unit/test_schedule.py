@@ -5,23 +5,26 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from host_loop import host_parts, plan_for
+from host_loop import host_parts, plan_for, step_plan
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sdxl_optim.planning.predict import predict
 from sdxl_optim.sampling.loop import (
     Call,
     Counts,
     Loop,
     Rows,
-    StepPlan,
-    Stored,
-    full_steps_nonuniform,
-    full_steps_uniform,
-    predict,
-    usable_rows,
     window,
 )
+from sdxl_optim.techniques.deepcache.positions import full_steps_nonuniform, full_steps_uniform
+from sdxl_optim.techniques.deepcache.reuse import Forecast, Stored, usable_rows
+
+
+def foretold(steps, loop: Loop, rows: Rows) -> Counts:
+    """The counts of a run with DeepCache's store."""
+    return predict(steps, loop, rows, [Forecast("deepcache")])
+
 
 fractions = st.floats(0, 1)
 some_steps = st.integers(0, 60)
@@ -48,7 +51,7 @@ def any_loop(draw, max_steps: int = 25) -> Loop:
     return Loop(tuple(calls))
 
 
-step_plans = st.builds(StepPlan, st.booleans(), st.booleans(), st.booleans())
+step_plans = st.builds(step_plan, st.booleans(), st.booleans(), st.booleans())
 
 
 # --- windows
@@ -176,13 +179,13 @@ def simulate(steps, loop: Loop, rows: Rows) -> Counts:
     for call in loop.calls:
         seen["calls"] += 1
         seen["stock_rows"] += rows.cond if call.host_skips else rows.cond + rows.uncond
-        cut = steps[call.step].cut and not call.host_skips
+        cut = steps[call.step].drops_uncond and not call.host_skips
         for part, indices in enumerate(host_parts(rows, cut, call.host_skips)):
             wanted = [names[i] for i in indices]
             seen["rows"] += len(wanted)
             model, held = cache.get((call.place, part), (None, []))
             same = held == wanted or (wanted == everything_cond and held[: len(wanted)] == wanted)
-            if steps[call.step].cached and model == call.model and same:
+            if ("deepcache" in steps[call.step]) and model == call.model and same:
                 seen["cached"] += 1
             else:
                 seen["full"] += 1
@@ -193,7 +196,7 @@ def simulate(steps, loop: Loop, rows: Rows) -> Counts:
 @given(st.data(), any_loop(), any_rows())
 def test_the_prediction_is_what_a_simulation_counts(data, loop, rows):
     steps = data.draw(st.lists(step_plans, min_size=loop.n, max_size=loop.n))
-    assert predict(steps, loop, rows) == simulate(steps, loop, rows)
+    assert foretold(steps, loop, rows) == simulate(steps, loop, rows)
 
 
 @given(
@@ -211,18 +214,18 @@ def test_a_plan_predicts_what_a_simulation_counts(loop, rows, interval, start, s
     assert len(plan.steps) == loop.n
     assert plan.prediction == simulate(plan.steps, loop, rows)
     for i, step in enumerate(plan.steps):
-        assert step.cut == (i >= int(cutoff * loop.n))
-        assert not step.cached or i in window(start, stop, loop.n)
+        assert step.drops_uncond == (i >= int(cutoff * loop.n))
+        assert "deepcache" not in step or i in window(start, stop, loop.n)
     if mode == "uniform":
-        assert [i for i in window(start, stop, loop.n) if not plan.steps[i].cached] == list(
+        assert [i for i in window(start, stop, loop.n) if "deepcache" not in plan.steps[i]] == list(
             window(start, stop, loop.n)
         )[::interval]
 
 
 @given(any_loop(), any_rows())
 def test_the_first_call_of_each_place_is_full(loop, rows):
-    steps = [StepPlan(cached=True)] * loop.n
-    counts = predict(steps, loop, rows)
+    steps = [step_plan(cached=True)] * loop.n
+    counts = foretold(steps, loop, rows)
     places = {call.place for call in loop.calls}
     assert counts.full >= len(places)
     assert counts.full + counts.cached >= len(loop.calls)
@@ -252,10 +255,10 @@ def test_the_cutoff_adds_no_full_unet_call_however_rows_are_split(n, interval, c
 
 def full_calls(loop: Loop) -> list[int]:
     """Which calls of a loop of nothing but cached steps are full after all."""
-    steps = [StepPlan(cached=True)] * loop.n
+    steps = [step_plan(cached=True)] * loop.n
     found, before = [], 0
     for i in range(len(loop.calls)):
-        full = predict(steps, Loop(loop.calls[: i + 1]), Rows(1, 1)).full
+        full = foretold(steps, Loop(loop.calls[: i + 1]), Rows(1, 1)).full
         found += [i] * (full > before)
         before = full
     return found

@@ -7,11 +7,11 @@ from functools import partial
 import torch
 from host_loop import traces
 
-from sdxl_optim.backends.api import Kind
 from sdxl_optim.backends.call.arguments import Arguments
 from sdxl_optim.backends.call.body import UNetBody
 from sdxl_optim.backends.rewrites.compiled_blocks import CompiledBlocks, compilable_blocks
 from sdxl_optim.backends.rewrites.side_stream import SideStream
+from sdxl_optim.sampling.call import Kind
 
 
 def body_of(unet, inputs) -> UNetBody:

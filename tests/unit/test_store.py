@@ -10,13 +10,12 @@ import host_loop
 import ldm_unet
 import pytest
 import torch
-from host_loop import PAIR, plan_for, sample, traces
+from host_loop import PAIR, DeepCacheCalls, plan_for, sample, traces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdxl_optim.run import Run
 from sdxl_optim.sampling.loop import Loop, Rows
-from sdxl_optim.techniques.deepcache.patch import DeepCacheStore, deepcache_attached
 from sdxl_optim.unet.layout import read_layout
 
 DEEPCACHE = {"deepcache": {"enabled": True, "cache_interval": 2}}
@@ -96,27 +95,26 @@ def test_freed_when_another_model_takes_over(holding):
 
 def test_freed_once_it_is_disabled(holding):
     layout = read_layout(UNET)
-    store = DeepCacheStore(layout, 0)
     args = host_loop.call_inputs(UNET, 2, 0).args
-    with deepcache_attached(layout, store):
-        store.begin((0, 0), False, 2, 1, 0, ())
+    with DeepCacheCalls(layout) as calls:
+        calls.begin(cached=False)
         UNET(*args)
         UNET(*args)
-        assert store.disabled is not None
+        assert calls.at_work.store.disabled is not None
         gc.collect()
         assert holding.alive == 0
-        assert store.begin((0, 0), True, 2, 1, 0, ()) is False
+        assert calls.begin(cached=True) is False
+    assert "ran the UNet's blocks twice" in calls.refused
 
 
 def test_the_store_is_empty_once_detached(holding):
     layout = read_layout(UNET)
-    store = DeepCacheStore(layout, 0)
-    with deepcache_attached(layout, store):
-        store.begin((0, 0), False, 2, 1, 0, ())
+    with DeepCacheCalls(layout) as calls:
+        calls.begin(cached=False)
         UNET(*host_loop.call_inputs(UNET, 2, 0).args)
         assert holding.alive == 1
     assert holding.alive == 0
-    assert store.begin((0, 0), True, 2, 1, 0, ()) is False
+    assert calls.begin(cached=True) is False
 
 
 def test_calls_of_others_are_not_kept(holding):
@@ -143,12 +141,11 @@ def test_the_bytes_are_those_of_the_stored_feature(branch):
 
 def test_a_skipped_block_puts_out_no_memory_of_its_own():
     layout = read_layout(UNET)
-    store = DeepCacheStore(layout, 0)
     deep = layout.blocks[5]
-    with deepcache_attached(layout, store):
-        store.begin((0, 0), False, 2, 1, 0, ())
+    with DeepCacheCalls(layout) as calls:
+        calls.begin(cached=False)
         UNET(*host_loop.call_inputs(UNET, 2, 0).args)
-        store.begin((0, 0), True, 2, 1, 0, ())
+        assert calls.begin(cached=True)
         h = torch.randn(2, 7, 8, 8)
         out = deep(h, None, None)
         assert out.shape == (2, layout.channels[5], 1, 1)

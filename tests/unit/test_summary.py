@@ -1,16 +1,19 @@
 """The live plan's line."""
 
 import pytest
+from host_loop import facts_for
 
-from sdxl_optim.planning.plan import Facts, Note, make_plan
-from sdxl_optim.planning.summary import lines, summary
+from sdxl_optim.planning.plan import make_plan, plan_request
+from sdxl_optim.sampling.facts import RequestFacts
 from sdxl_optim.sampling.loop import Loop, Rows
+from sdxl_optim.sentences import plan_lines, planned
 from sdxl_optim.settings import from_dict
+from sdxl_optim.techniques.vae.rules import TINY
 
 
 def plan(settings, calls=(1,) * 30, loop=None, **facts):
     facts = {"cfg_scale": 5.0, "depth": 9, "cached_share": 0.02, **facts}
-    return make_plan(from_dict(settings), Facts(loop or Loop.of_steps(calls), Rows(1, 1), **facts))
+    return make_plan(from_dict(settings), facts_for(loop or Loop.of_steps(calls), Rows(1, 1), **facts))
 
 
 @pytest.mark.parametrize(
@@ -28,22 +31,24 @@ def plan(settings, calls=(1,) * 30, loop=None, **facts):
     ],
 )
 def test_what_will_run(given, calls, expected):
-    assert "; ".join(summary(plan(given, calls))) == expected
+    assert "; ".join(map(str, planned(plan(given, calls)))) == expected
 
 
 def test_a_share_that_is_not_known_is_not_named():
-    assert "work" not in "; ".join(summary(plan({"preset": "fastest"}, cached_share=None)))
+    assert "work" not in "; ".join(map(str, planned(plan({"preset": "fastest"}, cached_share=None))))
 
 
 def test_a_sampler_that_chooses_its_steps():
-    shown = summary(plan({"freeu": {"enabled": True}}, loop=Loop(foreseeable=False, at_least=18)))
+    shown = planned(plan({"freeu": {"enabled": True}}, loop=Loop(foreseeable=False, at_least=18)))
     assert shown == ["at least 18 calls", "this sampler chooses its steps while it runs", "FreeU"]
 
 
 def test_two_passes_and_what_there_is_to_say_once_each():
     few = {"deepcache": {"enabled": True}}
     passes = {"base": plan(few, (1,) * 8), "hires": plan(few, (1,) * 8)}
-    shown, said = lines(passes, ["Tiny VAE"], [Note("Tiny VAE", "fetched", refused=False)])
+    facts = RequestFacts(said={TINY: "fetched"})
+    request = plan_request(from_dict({"vae": {"decoder": "tiny"}}), facts)
+    shown, said = (list(map(str, found)) for found in plan_lines(passes, request))
     assert [line.split(":")[0] for line in shown] == ["base", "hires"]
     assert "Tiny VAE" not in shown[0]
     assert shown[1].endswith("; Tiny VAE")

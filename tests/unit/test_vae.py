@@ -13,19 +13,24 @@ from skimage.metrics import structural_similarity
 
 from demo_model import data
 from demo_model.export import write_diffusers
-from sdxl_optim.hosts.standalone.vae import vae_as_asked
+from sdxl_optim.hosts.standalone.request_facts import OWN_NORMS
+from sdxl_optim.hosts.standalone.vae import vae_as_planned
+from sdxl_optim.planning.plan import plan_request
 from sdxl_optim.report import JobReport
-from sdxl_optim.settings import Vae
+from sdxl_optim.sampling.facts import RequestFacts
+from sdxl_optim.settings import from_dict
+from sdxl_optim.techniques.vae.counts import VaeReport
 from sdxl_optim.techniques.vae.norms import norms_with, reduced, statistics_of
 from sdxl_optim.techniques.vae.patch import (
-    VaeReport,
+    DTYPES,
+    auto_precision,
     computes_bf16,
     computing_in,
     largest_tile,
-    pick_precision,
     vae_attached,
     work_of,
 )
+from sdxl_optim.techniques.vae.rules import Precision
 
 CPU = torch.device("cpu")
 
@@ -104,7 +109,7 @@ def test_with_norms_of_the_picture_tiles_look_as_the_whole(vae, large):
         with vae_attached(vae.encoder, vae.decoder, None, 32, report, norms=norms):
             looks[norms] = ssim(whole, vae.decode(z).sample)
             codes[norms] = float((vae.encode(large).latent_dist.mode() - z).square().mean())
-        assert report.facts() == ["VAE in fp32", "18 tiles"] + ["norms of the whole picture"] * (norms == "picture")
+        assert report.happened() == ["VAE in fp32", "18 tiles"] + ["norms of the whole picture"] * (norms == "picture")
     assert looks["picture"] >= 0.98 > looks["tile"]
     assert codes["picture"] < codes["tile"] / 3
     assert not any("forward" in vars(m) or m._forward_pre_hooks for m in norms_in(vae))
@@ -204,7 +209,7 @@ def test_another_precision_leaves_the_weights_as_they_were(vae):
         assert out.dtype == torch.bfloat16
         assert vae.encode(out.float()).latent_dist.mode().dtype == torch.float32
         assert same_state(vae, before)
-    assert report.facts() == ["VAE in bf16"]
+    assert report.happened() == ["VAE in bf16"]
     assert same_state(vae, before)
     assert "forward" not in vars(vae.decoder)
 
@@ -360,16 +365,32 @@ def test_the_largest_tile_that_fits():
 def test_precision_goes_with_the_device(monkeypatch):
     cuda = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
-    assert pick_precision("auto", cuda) == (torch.bfloat16, None)
+    assert auto_precision(cuda) == "bf16"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert not computes_bf16(cuda)
-    assert pick_precision("auto", cuda) == (torch.float32, None)
-    assert pick_precision("auto", cuda, has_fix=True) == (torch.float16, None)
-    assert pick_precision("auto", CPU, has_fix=True) == (torch.float32, None)
-    assert pick_precision("host", CPU) == (None, None)
-    dtype, reason = pick_precision("fp16", CPU)
-    assert dtype == torch.float32
-    assert "CPU" in reason
+    assert auto_precision(cuda) == "fp32"
+    assert auto_precision(cuda, has_fix=True) == "fp16"
+    assert auto_precision(CPU, has_fix=True) == "fp32"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_which_precision_is_decided(device):
+    def decided(wanted: str):
+        return Precision().decide(
+            from_dict({"vae": {"precision": wanted}}), RequestFacts(device=device, vae_precision="bf16")
+        )
+
+    assert decided("host").config is None
+    assert (decided("auto").config, decided("fp32").config) == ("bf16", "fp32")
+    assert {name: DTYPES[name] for name in ("bf16", "fp16", "fp32")} == {
+        "bf16": torch.bfloat16,
+        "fp16": torch.float16,
+        "fp32": torch.float32,
+    }
+    half = decided("fp16")
+    assert half.config == ("fp32" if device == "cpu" else "fp16")
+    assert ["CPU" in note.text for note in half.notes] == [True] * (device == "cpu")
+    assert not any(note.refused for note in half.notes)
 
 
 def test_computing_in_keeps_integers(vae):
@@ -387,18 +408,22 @@ def ways_of(vae) -> tuple:
 def test_diffusers_tiles_and_slices_and_forgets_it(vae):
     pipe = SimpleNamespace(vae=vae)
     before, job = ways_of(vae), JobReport()
-    with vae_as_asked(SimpleNamespace(base=pipe, refiner=pipe), Vae(precision="bf16", tiling=True, tile_size=256), job):
+    plan = plan_request(from_dict({"vae": {"precision": "bf16", "tiling": True, "tile_size": 256}}), RequestFacts())
+    with vae_as_planned(SimpleNamespace(base=pipe, refiner=pipe), plan, job):
         assert ways_of(vae) == (True, True, 256, 32)
         with torch.no_grad():
             assert vae.decode(torch.randn(2, 4, 8, 40)).sample.dtype == torch.bfloat16
     assert ways_of(vae) == before
-    assert job.vae == ["VAE in bf16", "tiles of 256"]
+    assert job.vae.happened() == ["VAE in bf16", "tiles of 256"]
     assert not job.notes
+    assert not plan.notes
 
 
 def test_diffusers_tiles_keep_norms_of_their_own_and_that_is_said(vae):
     for tiling in (False, True):
         models, job = SimpleNamespace(base=SimpleNamespace(vae=vae), refiner=None), JobReport()
-        with vae_as_asked(models, Vae(tiling=tiling, tile_norms="picture"), job):
+        settings = from_dict({"vae": {"tiling": tiling, "tile_norms": "picture"}})
+        plan = plan_request(settings, RequestFacts({"vae.tile_norms": OWN_NORMS}))
+        with vae_as_planned(models, plan, job):
             assert not any("forward" in vars(m) for m in norms_in(vae))
-        assert [note.feature for note in job.notes] == ["VAE tile norms"] * tiling
+        assert [note.feature for note in plan.notes] == ["VAE tile norms"] * tiling

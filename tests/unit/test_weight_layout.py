@@ -11,7 +11,6 @@ from graphs import Tape
 from host_loop import PAIR, plan_for, sample, traces
 from torch import nn
 
-from sdxl_optim.backends.api import Kind
 from sdxl_optim.backends.call.arguments import Arguments
 from sdxl_optim.backends.call.body import UNetBody
 from sdxl_optim.backends.execution import Execution
@@ -27,6 +26,7 @@ from sdxl_optim.backends.rewrites.weight_layout import (
     text_kv_of,
 )
 from sdxl_optim.run import Run
+from sdxl_optim.sampling.call import Kind
 from sdxl_optim.sampling.loop import Loop
 from sdxl_optim.unet.patching import forwards_replaced
 

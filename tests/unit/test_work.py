@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from host_loop import DeepCacheCalls
 from ldm_unet import CONFIGS, random_inputs, tiny_unet
 from torch.utils.flop_counter import FlopCounterMode
 
-from sdxl_optim.techniques.deepcache.patch import DeepCacheStore, deepcache_attached
 from sdxl_optim.unet.layout import read_layout
 from sdxl_optim.unet.work import cached_share
 
@@ -23,11 +23,10 @@ def test_it_is_what_torch_counts(name, branch):
     inputs = random_inputs(CONFIGS[name].tiny(), size=(32, 32), tokens=77).args
     x = inputs[0]
     layout = read_layout(unet)
-    store = DeepCacheStore(layout, branch)
-    with deepcache_attached(layout, store):
-        store.begin("key", False, len(x), len(x), 0, ())
+    with DeepCacheCalls(layout, branch) as calls:
+        calls.begin(False, len(x), len(x))
         full = flops(unet, inputs)
-        assert store.begin("key", True, len(x), len(x), 0, ())
+        assert calls.begin(True, len(x), len(x))
         cached = flops(unet, inputs)
     assert cached_share(layout, branch, *x.shape[2:]) == pytest.approx(cached / full, rel=0.1, abs=0.01)
 

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from sdxl_optim.backends.api import CannotPrepare, Kind, Tensors
+from sdxl_optim.backends.api import CannotPrepare, Tensors
 from sdxl_optim.backends.call.arguments import Arguments
+from sdxl_optim.sampling.call import Exchange, Kind
 
 Around = Callable[[Tensors], AbstractContextManager]
 Casting = Callable[[nn.Module], AbstractContextManager]
@@ -35,9 +36,9 @@ def without_cast_cache(unet: nn.Module) -> Iterator[None]:
 class UNetBody:
     """`forward` of one kind. inputs: the call's tensors, and behind them what a cached call reuses.
 
-    Returns the UNet's output tensors, and behind them what DeepCache keeps of a full call. store: DeepCache's, or None.
-    casting: of a UNet, the context manager in which its `forward` runs. structure: of the UNet's answer, once there
-    was one.
+    Returns the UNet's output tensors, and behind them what a technique keeps of a full call. exchange: of deep
+    features, or None. casting: of a UNet, the context manager in which its `forward` runs. structure: of the UNet's
+    answer, once there was one.
     """
 
     def __init__(
@@ -46,16 +47,16 @@ class UNetBody:
         forward: Callable,
         arguments: Arguments,
         kind: Kind,
-        store,
+        exchange: Exchange | None,
         casting: Casting = without_cast_cache,
     ):
         self.unet, self.kind = unet, kind
-        self._forward, self._arguments, self._store, self._casting = forward, arguments, store, casting
+        self._forward, self._arguments, self._exchange, self._casting = forward, arguments, exchange, casting
         self.structure = None
 
     def as_stock(self) -> UNetBody:
         """The same call as the host would make it."""
-        return UNetBody(self.unet, self._forward, self._arguments, self.kind, self._store, nullcontext)
+        return UNetBody(self.unet, self._forward, self._arguments, self.kind, self._exchange, nullcontext)
 
     def __call__(self, inputs: Tensors, around: Around | None = None) -> list[torch.Tensor]:
         return self.run(self._forward, inputs, around)
@@ -65,8 +66,8 @@ class UNetBody:
         inputs = list(inputs)
         reused = inputs.pop() if self.kind.cached else None
         args, kwargs = self._arguments.put_together(inputs)
-        apart = self._store.apart(reused) if self._store is not None else nullcontext([])
-        with self._casting(self.unet), apart as kept, around(inputs) if around else nullcontext():
+        isolated = self._exchange.isolated(reused) if self._exchange is not None else nullcontext([])
+        with self._casting(self.unet), isolated as kept, around(inputs) if around else nullcontext():
             out = forward(*args, **kwargs)
         leaves, self.structure = tree_flatten(out)
         if not all(isinstance(leaf, torch.Tensor) for leaf in leaves):

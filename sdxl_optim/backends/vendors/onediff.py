@@ -71,7 +71,7 @@ class OneDiff(Backend):
 
 
 def _plain(body):
-    if body.kind.cached or body.kind.freeu or body.kind.branch is not None:
+    if body.kind.techniques:
         raise CannotPrepare("oneflow runs neither FreeU nor DeepCache")
     return body
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from sdxl_optim import backends
 from sdxl_optim.backends.environment import read_environment
 from sdxl_optim.backends.execution import Execution
 from sdxl_optim.backends.pool import ExecutionPool
-from sdxl_optim.planning.plan import Note
-from sdxl_optim.report import JobReport
-from sdxl_optim.settings import Backend, Settings
-from sdxl_optim.techniques.accumulation import fp16_accumulation, why_no_fp16_accumulation
+from sdxl_optim.planning.plan import RequestPlan
+from sdxl_optim.settings import Settings
+from sdxl_optim.techniques.accumulation.patch import fp16_accumulation
 
 executions = ExecutionPool()
 
@@ -29,21 +28,15 @@ def why_not(settings: Settings) -> str | None:
     return backends.why_not(name, read_environment())
 
 
-def execution_of(name: str) -> Execution | None:
-    """The named backend's execution, the same from request to request. Others free what they keep."""
-    executions.release_others(name)
-    return executions.get(name)
+def execution_of(name: str | None) -> Execution | None:
+    """The named backend's execution, the same from request to request; None for the stock call. Others free what they
+    keep."""
+    executions.release_others(name or "eager")
+    return executions.get(name or "eager")
 
 
 @contextmanager
-def switches_as_asked(backend: Backend, job: JobReport) -> Iterator[None]:
-    """diffusers' attention is torch's own already."""
-    if not backend.fp16_accumulation:
-        yield
-        return
-    if reason := why_no_fp16_accumulation():
-        job.add_note(Note("fp16 accumulation", reason))
-        yield
-        return
-    with fp16_accumulation():
+def switches_as_planned(plan: RequestPlan) -> Iterator[None]:
+    """Context manager: torch's switches as planned. diffusers' attention is torch's own already."""
+    with fp16_accumulation() if plan.config("backend.fp16_accumulation") else nullcontext():
         yield

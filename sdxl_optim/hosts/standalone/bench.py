@@ -17,9 +17,11 @@ from sdxl_optim.hosts.standalone import backend, memory
 from sdxl_optim.hosts.standalone.changes import CHANGES
 from sdxl_optim.hosts.standalone.generate import Models, Request, Result, generate
 from sdxl_optim.hosts.standalone.many import generate_many
+from sdxl_optim.hosts.standalone.request_facts import request_facts
+from sdxl_optim.planning.plan import plan_request
 from sdxl_optim.report import JobReport, PassReport
 from sdxl_optim.sampling.loop import Counts
-from sdxl_optim.settings import Memory
+from sdxl_optim.settings import Memory, Settings
 
 
 class DiffusersHost:
@@ -50,21 +52,27 @@ class DiffusersHost:
         no_backend = backend.why_not(case.settings)
         if no_backend:
             return f"{case.settings.backend.name}: {no_backend}"
-        no_memory = memory.why_not(case.settings.memory, self.device)
+        no_memory = self._why_no_memory(case)
         if no_memory and not case.together:  # which goes by stages on every device
             return no_memory
         return CHANGES[case.change].why_not(self.models)
 
+    def _why_no_memory(self, case: Case) -> str | None:
+        """Why some of the case's settings of memory can't be had here, or None."""
+        plan = plan_request(Settings(memory=case.settings.memory), request_facts(self.models))
+        return next((str(note.text) for note in plan.notes if note.refused), None)
+
     @contextmanager
     def opened(self, case: Case) -> Iterator[None]:
         """Weights are brought where the case wants them once, not once a picture."""
-        wanted = case.settings.memory
-        if memory.why_not(wanted, self.device):
-            wanted = Memory()
+        wanted = Memory() if self._why_no_memory(case) else case.settings.memory
         models = self._models(case)
+        plan = plan_request(Settings(memory=wanted), request_facts(models))
         self._place_refiner(case.refines)
-        backend.execution_of(case.settings.backend.name)  # what another one has done to the weights is undone first
-        with CHANGES[case.change].done(models), memory.memory_as_asked(models, wanted, JobReport()):
+        backend.executions.release_others(
+            case.settings.backend.name
+        )  # what they have done to the weights is undone first
+        with CHANGES[case.change].done(models), memory.memory_as_planned(models, plan, JobReport()):
             self._placed = wanted
             try:
                 yield

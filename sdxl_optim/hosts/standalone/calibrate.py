@@ -72,7 +72,7 @@ def _predictor(pipe, deepcache: ScheduledDeepCache, prompt: str, cfg: float, on_
 
     def predict(x: torch.Tensor, timestep, cached: bool) -> torch.Tensor:
         rows = torch.cat([x, x])
-        deepcache.begin(0, cached, 2, 1, (*rows.shape[2:], rows.dtype, rows.device))
+        deepcache.announce(0, cached, 2, 1, (*rows.shape[2:], rows.dtype, rows.device))
         out = pipe.unet(rows, timestep, context, added_cond_kwargs=added, return_dict=False)[0]
         uncond, cond = out.chunk(2)
         on_call()

@@ -7,12 +7,20 @@ wrapping and the branches.
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
 import torch
 from DeepCache import DeepCacheSDHelper
 from diffusers import DiffusionPipeline
 
-from sdxl_optim.sampling.loop import Stored, usable_rows
+from sdxl_optim.hosts.standalone.site import PipelineSite
+from sdxl_optim.sampling.call import UNetCall
 from sdxl_optim.settings import DeepCache
+from sdxl_optim.techniques.deepcache.reuse import Stored, usable_rows
+
+KEY = "deepcache"
 
 
 class ScheduledDeepCache(DeepCacheSDHelper):
@@ -22,11 +30,19 @@ class ScheduledDeepCache(DeepCacheSDHelper):
         super().__init__(pipe)
         # Any mode but "uniform" leaves the package without a rule of its own for full steps.
         self.set_params(settings.cache_interval, settings.cache_branch_id, skip_mode="scheduled")
+        self._branch = settings.cache_branch_id
         self.cached = False
         self.peak_bytes = 0
-        self._stores: dict[int, tuple[Stored, dict]] = {}
+        self._stores: dict[Hashable, tuple[Stored, dict]] = {}
 
-    def begin(self, place: int, want_cached: bool, rows: int, cond_rows: int, shape: tuple) -> bool:
+    def begin(self, call: UNetCall) -> UNetCall:
+        """A UNet call begins: the call with what is reused in it."""
+        may_reuse = call.place is not None and call.does(KEY)
+        cached = self.announce(call.place, may_reuse, call.rows, call.cond_rows, call.shape)
+        skipped = self._skipped_layers() if cached else frozenset()
+        return replace(call, cached=cached, skipped=skipped).with_operation(KEY, self._branch, acts=cached)
+
+    def announce(self, place: Hashable, want_cached: bool, rows: int, cond_rows: int, shape: tuple) -> bool:
         """Announce the next UNet call and tell whether it runs cached."""
         self._measure()
         stored, outputs = self._stores.get(place, (None, {}))
@@ -55,17 +71,33 @@ class ScheduledDeepCache(DeepCacheSDHelper):
     def is_skip_step(self, block_i: int, layer_i: int, blocktype: str = "down") -> bool:
         return self.cached and super().is_skip_step(block_i, layer_i, blocktype)
 
-    def skips(self, up_block: int, resnet: int) -> bool:
-        """Whether a layer of an up block, counted as diffusers does, keeps still in the call now running."""
+    def _skipped_layers(self) -> frozenset[tuple[int, int]]:
+        """(up block, resnet) of the layers of the up blocks, counted as diffusers does, that keep still."""
         blocks = self.pipe.unet.up_blocks
-        layers = len(blocks[up_block].resnets)
-        return self.is_skip_step(len(blocks) - up_block - 1, layers - resnet - 1, "up")
+        return frozenset(
+            (i, k)
+            for i, block in enumerate(blocks)
+            for k in range(len(block.resnets))
+            if self.is_skip_step(len(blocks) - i - 1, len(block.resnets) - k - 1, "up")
+        )
 
     def _measure(self) -> None:
         if not self.cached:
             tensors = [t for _, outputs in self._stores.values() for t in _tensors(outputs)]
             storages = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in tensors)}
             self.peak_bytes = max(self.peak_bytes, sum(storages.values()))
+
+
+@contextmanager
+def deepcache_attached(site: PipelineSite, settings: DeepCache) -> Iterator[ScheduledDeepCache]:
+    """Context manager: DeepCache in the pipeline's UNet calls, as their values say."""
+    helper = ScheduledDeepCache(site.pipe, settings)
+    helper.enable()
+    try:
+        yield helper
+    finally:
+        helper.disable()
+        site.report.store_bytes = max(site.report.store_bytes, helper.peak_bytes)
 
 
 def _last_rows(value, rows: int):

@@ -8,74 +8,81 @@ from contextlib import ExitStack, contextmanager
 import torch
 from diffusers import UNet2DConditionModel
 
+from sdxl_optim.hosts.standalone.site import PipelineSite
+from sdxl_optim.sampling.call import UNetCall
 from sdxl_optim.settings import FreeU
 from sdxl_optim.techniques.freeu.tensors import scale_backbone, scale_low_frequencies
 
+KEY = "freeu"
 
-class FreeUSwitch:
-    """FreeU on a UNet, to be turned on and off from call to call. `acted`: whether it changed anything in this call."""
+
+class NativeFreeU:
+    """diffusers' own, version 1, turned on and off from call to call."""
 
     def __init__(self, unet: UNet2DConditionModel, settings: FreeU):
-        self.unet, self.settings = unet, settings
-        self.on = self.acted = False
+        self._unet, self._settings = unet, settings
+        self._on = False
+
+    def begin(self, call: UNetCall) -> UNetCall:
+        """A UNet call begins."""
+        self.turn(call.does(KEY))
+        return call.with_operation(KEY, self._settings) if self._on else call
 
     def turn(self, on: bool) -> None:
-        self.on, self.acted = on, False
+        if on != self._on:
+            f = self._settings
+            self._unet.enable_freeu(f.s1, f.s2, f.b1, f.b2) if on else self._unet.disable_freeu()
+        self._on = on
 
 
-class NativeFreeU(FreeUSwitch):
-    """diffusers' own: version 1."""
+class HookedFreeU:
+    """FreeU by hooks on layers of the up blocks. layers: (up block, resnet) of each."""
 
-    def turn(self, on: bool) -> None:
-        if on != self.on:
-            f = self.settings
-            self.unet.enable_freeu(f.s1, f.s2, f.b1, f.b2) if on else self.unet.disable_freeu()
-        super().turn(on)
-        self.acted = on
+    def __init__(self, settings: FreeU, layers: list[tuple[int, int]]):
+        self._settings, self._layers = settings, layers
+
+    def begin(self, call: UNetCall) -> UNetCall:
+        """A UNet call begins."""
+        acts = call.does(KEY) and not all(map(call.skips, self._layers))
+        return call.with_operation(KEY, self._settings) if acts else call
 
 
 @contextmanager
-def freeu_attached(
-    unet: UNet2DConditionModel, settings: FreeU, is_skipped: Callable[[int, int], bool] | None = None
-) -> Iterator[FreeUSwitch]:
-    """While entered, FreeU can be turned on for the UNet's two deepest resolutions.
+def freeu_attached(site: PipelineSite, settings: FreeU) -> Iterator[NativeFreeU | HookedFreeU]:
+    """Context manager: FreeU acts on the UNet's two deepest resolutions in the calls whose step has it.
 
-    diffusers has version 1 alone, takes a factor of 0 for "off", and scales the features in place, which
-    changes DeepCache's stored tensors at each reuse. In these cases the same arithmetic is attached by hooks.
-    is_skipped: with DeepCache, whether the layer (up block, resnet) keeps still in this call.
+    diffusers has version 1 alone, takes a factor of 0 for "off", and scales the features in place, which changes
+    DeepCache's stored tensors at each reuse. In these cases the same arithmetic is attached by hooks.
     """
-    if settings.version == 1 and is_skipped is None and all((settings.b1, settings.b2, settings.s1, settings.s2)):
-        switch = NativeFreeU(unet, settings)
+    unet, factors = site.pipe.unet, (settings.b1, settings.b2, settings.s1, settings.s2)
+    if settings.version == 1 and site.plan.config("deepcache") is None and all(factors):
+        native = NativeFreeU(unet, settings)
         try:
-            yield switch
+            yield native
         finally:
-            switch.turn(False)
+            native.turn(False)
         return
-    switch = FreeUSwitch(unet, settings)
+    layers: list[tuple[int, int]] = []
     with ExitStack() as stack:
         width = unet.config.block_out_channels[-1]  # of the features that enter a layer
         stages = ((settings.b1, settings.s1), (settings.b2, settings.s2))
-        for i, (block, factors) in enumerate(zip(unet.up_blocks, stages, strict=False)):
+        for i, (block, (b, s)) in enumerate(zip(unet.up_blocks, stages, strict=False)):
             for k, resnet in enumerate(block.resnets):
-                skipped = (lambda i=i, k=k: is_skipped(i, k)) if is_skipped else (lambda: False)
-                hook = _hook(switch, width, *factors, skipped)
+                hook = _hook((i, k), width, b, s, settings.version, site.current)
                 stack.callback(resnet.register_forward_pre_hook(hook).remove)
+                layers.append((i, k))
                 width = resnet.out_channels
-        yield switch
+        yield HookedFreeU(settings, layers)
 
 
-def _hook(switch: FreeUSwitch, width: int, b: float, s: float, skipped: Callable[[], bool]):
+def _hook(layer: tuple[int, int], width: int, b: float, s: float, version: int, current: Callable):
     def freeu(module, args):
-        if not switch.on or skipped():
+        call = current()
+        if call is None or not call.does(KEY) or call.skips(layer):
             return None
-        switch.acted = True
         x = args[0]
         h, skip = x.split([width, x.shape[1] - width], 1)
-        parts = (
-            scale_backbone(h, b, switch.settings.version),
-            h[:, width // 2 :],
-            scale_low_frequencies(skip, s),
-        )
+        parts = (scale_backbone(h, b, version), h[:, width // 2 :], scale_low_frequencies(skip, s))
         return (torch.cat(parts, 1), *args[1:])
 
     return freeu

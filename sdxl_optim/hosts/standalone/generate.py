@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -13,13 +13,16 @@ from PIL import Image
 from sdxl_optim.bench.cases import Prompt
 from sdxl_optim.bench.measure import Stopwatch
 from sdxl_optim.errors import SettingsError
-from sdxl_optim.hosts.standalone.backend import switches_as_asked, why_not
-from sdxl_optim.hosts.standalone.memory import memory_as_asked
+from sdxl_optim.hosts.standalone.backend import switches_as_planned, why_not
+from sdxl_optim.hosts.standalone.memory import memory_as_planned
+from sdxl_optim.hosts.standalone.request_facts import request_facts
 from sdxl_optim.hosts.standalone.run import STEP_TENSORS, DiffusersRun
-from sdxl_optim.hosts.standalone.vae import vae_as_asked
-from sdxl_optim.planning.plan import Facts, Note, Plan, make_plan
+from sdxl_optim.hosts.standalone.vae import vae_as_planned
+from sdxl_optim.planning.plan import Plan, RequestPlan, make_plan, plan_request
 from sdxl_optim.report import JobReport
+from sdxl_optim.sampling.facts import Facts, UNetFacts
 from sdxl_optim.sampling.loop import Call, Loop, Rows
+from sdxl_optim.sampling.note import Note
 from sdxl_optim.settings import Memory, Settings
 from sdxl_optim.techniques.deepcache.calibration import Calibration
 
@@ -101,12 +104,7 @@ def generate(
         watch.lap("decode" if "output_type" not in more else "prepare")
         return images
 
-    with (
-        decoder_as_asked(refiner or base, models.tiny_vae, settings, job),
-        vae_as_asked(models, settings.vae, job),
-        memory_as_asked(models, settings.memory, job),
-        switches_as_asked(settings.backend, job),
-    ):
+    with as_planned(models, settings, job):
         if refiner is None:
             images = sample(runs[0], base, request.steps, **size)
         elif request.refiner_strength is None:
@@ -148,22 +146,25 @@ def make_plans(models: Models, request: Request, settings: Settings) -> dict[str
 
 
 def _plan(settings: Settings, request: Request, calls: list[Call], calibration, *pipes) -> Plan:
-    return make_plan(settings, replace(_facts(request, calls, calibration, *pipes), no_backend=why_not(settings)))
+    return make_plan(settings, _facts(settings, request, calls, calibration, *pipes))
 
 
-def _facts(request: Request, calls: list[Call], calibration, *pipes) -> Facts:
+def _facts(settings: Settings, request: Request, calls: list[Call], calibration, *pipes) -> Facts:
     """What is known before the first step. diffusers computes no uncond rows at CFG scale 1 or less."""
     embeds_guidance = any(p.unet.config.time_cond_proj_dim for p in pipes)
     no_cut = "this model takes the CFG scale as an input and has no uncond rows" if embeds_guidance else None
     if request.cfg <= 1:
         no_cut = "diffusers computes no uncond rows at CFG scale 1 and below, so there is nothing to drop"
+    cannot = {"cfg_cutoff": no_cut, "backend": why_not(settings)}
     return Facts(
         loop=Loop(tuple(calls)),
         rows=Rows(cond=request.batch, uncond=0 if no_cut else request.batch, batch=request.batch),
         cfg_scale=request.cfg,
-        depth=min(DEEPCACHE_LAYERS * len(p.unet.down_blocks) for p in pipes),
-        freeu_stages=min(2, *(len(p.unet.up_blocks) for p in pipes)),
-        no_cut=no_cut,
+        unet=UNetFacts(
+            depth=min(DEEPCACHE_LAYERS * len(p.unet.down_blocks) for p in pipes),
+            stages=min(2, *(len(p.unet.up_blocks) for p in pipes)),
+        ),
+        cannot={technique: reason for technique, reason in cannot.items() if reason},
         timesteps=tuple(call.sigma for call in calls if call.place == 0),
         calibration=calibration[0],
         no_calibration=calibration[1],
@@ -201,16 +202,35 @@ def _from_first_step(calls: list[Call]) -> list[Call]:
 
 
 @contextmanager
-def decoder_as_asked(pipe, tiny_vae: AutoencoderTiny | None, settings: Settings, job: JobReport) -> Iterator[None]:
-    """While entered, the pipeline that makes the picture decodes as the settings ask."""
-    job.decoder = "the model's VAE"
-    if settings.vae.decoder != "tiny" or tiny_vae is None:
+def as_planned(models: Models, settings: Settings, job: JobReport, safe_vae: bool = False) -> Iterator[None]:
+    """Context manager: what holds for the whole request is in force. safe_vae: the VAE's precision is fp32 where the
+    settings leave it to a pipeline that would compute it so."""
+    plan = plan_request(_with_safe_vae(models, settings) if safe_vae else settings, request_facts(models))
+    for note in plan.notes:
+        job.add_note(note)
+    with (
+        decoder_as_planned(models.refiner or models.base, models.tiny_vae, plan, job),
+        vae_as_planned(models, plan, job),
+        nullcontext() if settings.memory == models.placed else memory_as_planned(models, plan, job),
+        switches_as_planned(plan),
+    ):
         yield
-        return
-    given, wanted = tiny_vae.config.latent_channels, pipe.unet.config.out_channels
-    if given != wanted:
-        text = f"it decodes latents of {given} channels, the model makes {wanted}; the model's VAE is used"
-        job.add_note(Note("Tiny VAE", text))
+
+
+def _with_safe_vae(models: Models, settings: Settings) -> Settings:
+    """The pipeline computes a half-precision VAE that is known to overflow in fp32."""
+    vae = models.base.vae
+    overflows = vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
+    if not (overflows and settings.vae.precision == "host"):
+        return settings
+    return replace(settings, vae=replace(settings.vae, precision="fp32"))
+
+
+@contextmanager
+def decoder_as_planned(pipe, tiny_vae: AutoencoderTiny | None, plan: RequestPlan, job: JobReport) -> Iterator[None]:
+    """Context manager: the pipeline that makes the picture decodes as planned."""
+    job.decoder = "the model's VAE"
+    if plan.config("vae.decoder") != "tiny":
         yield
         return
     full = pipe.vae

@@ -5,20 +5,16 @@ https://www.felixsanz.dev/articles/ultimate-guide-to-optimizing-stable-diffusion
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Sequence
 
 import torch
 
 from sdxl_optim.bench.measure import Stopwatch
 from sdxl_optim.errors import SettingsError
-from sdxl_optim.hosts.standalone.backend import switches_as_asked
-from sdxl_optim.hosts.standalone.generate import Models, Request, Result, decoder_as_asked, make_plans
-from sdxl_optim.hosts.standalone.memory import memory_as_asked
+from sdxl_optim.hosts.standalone.generate import Models, Request, Result, as_planned, make_plans
 from sdxl_optim.hosts.standalone.run import STEP_TENSORS, DiffusersRun
-from sdxl_optim.hosts.standalone.vae import vae_as_asked
 from sdxl_optim.report import JobReport
-from sdxl_optim.settings import Settings, Vae
+from sdxl_optim.settings import Settings
 from sdxl_optim.unet.patching import replaced
 
 EMBEDS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
@@ -33,10 +29,7 @@ def generate_many(
         raise SettingsError("--prompts", "with --refiner", "one prompt with a refiner, or many without")
     pipe, job, watch = models.base, JobReport(notes=list(models.notes)), Stopwatch(models.base._execution_device)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(decoder_as_asked(pipe, models.tiny_vae, settings, job))
-        stack.enter_context(vae_as_asked(models, _safe(pipe, settings.vae), job))
-        stack.enter_context(memory_as_asked(models, settings.memory, job))
-        stack.enter_context(switches_as_asked(settings.backend, job))
+        stack.enter_context(as_planned(models, settings, job, safe_vae=True))
         encoded = [_encode(pipe, request) for request in requests]
         watch.lap("encode")
         latents = []
@@ -54,12 +47,6 @@ def generate_many(
         pipe.maybe_free_model_hooks()
     job.seconds = sum(watch.seconds.values())
     return Result(images, job, watch.seconds)
-
-
-def _safe(pipe, vae: Vae) -> Vae:
-    """The pipeline computes a half-precision VAE that is known to overflow in fp32."""
-    overflows = pipe.vae.dtype == torch.float16 and getattr(pipe.vae.config, "force_upcast", False)
-    return dataclasses.replace(vae, precision="fp32") if overflows and vae.precision == "host" else vae
 
 
 def _encode(pipe, request: Request) -> dict[str, torch.Tensor | None]:

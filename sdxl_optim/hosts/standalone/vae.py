@@ -8,39 +8,36 @@ from typing import TYPE_CHECKING
 
 from diffusers import AutoencoderKL
 
-from sdxl_optim.planning.plan import Note
+from sdxl_optim.planning.plan import RequestPlan
 from sdxl_optim.report import JobReport
-from sdxl_optim.settings import Vae
-from sdxl_optim.techniques.vae.patch import VaeReport, pick_precision, vae_attached
+from sdxl_optim.sampling.note import Note
+from sdxl_optim.techniques.vae.counts import VaeReport
+from sdxl_optim.techniques.vae.patch import DTYPES, vae_attached
 from sdxl_optim.techniques.vae.tiling import FACTOR
 
 if TYPE_CHECKING:
     from sdxl_optim.hosts.standalone.generate import Models
 
-OWN_NORMS = "diffusers' tiles have norms of their own; norms of the picture are to be had in the WebUI alone"
-
 
 @contextmanager
-def vae_as_asked(models: Models, settings: Vae, job: JobReport) -> Iterator[None]:
-    """While entered, the pipelines' VAEs work as the settings ask: by slices of one picture, in tiles, in the chosen
+def vae_as_planned(models: Models, plan: RequestPlan, job: JobReport) -> Iterator[None]:
+    """Context manager: the pipelines' VAEs work as planned: by slices of one picture, in tiles, in the chosen
     precision."""
+    precision, tiles = plan.config("vae.precision"), plan.config("vae.tiling")
     pipes = [pipe for pipe in (models.base, models.refiner) if pipe is not None]
     vaes = {id(pipe.vae): pipe.vae for pipe in pipes if isinstance(pipe.vae, AutoencoderKL)}
     seen = VaeReport()
     with ExitStack() as stack:
         for vae in vaes.values():
             stack.enter_context(_sliced(vae))
-            if settings.tiling:
-                stack.enter_context(_tiled(vae, settings.tile_size))
-                if settings.tile_norms == "picture":
-                    job.add_note(Note("VAE tile norms", OWN_NORMS))
-            if settings.tiling or settings.precision != "host":
-                dtype, reason = pick_precision(settings.precision, vae.device)
-                if reason:
-                    job.add_note(Note("VAE precision", reason, refused=False))
+            if tiles is not None:
+                stack.enter_context(_tiled(vae, tiles.size))
+            if tiles is not None or precision is not None:
+                dtype = None if precision is None else DTYPES[precision]
                 stack.enter_context(vae_attached(vae.encoder, vae.decoder, dtype, None, seen))
         yield
-    job.vae = seen.facts() + [f"tiles of {settings.tile_size}"] * bool(settings.tiling and vaes)
+    seen.tile_size = tiles.size if tiles is not None and vaes else None
+    job.vae = seen
     for text in seen.retries:
         job.add_note(Note("VAE", text, refused=False))
 

@@ -27,7 +27,7 @@ class ActiveRuns:
         """A call that belongs to no run begins, perhaps inside a generation of ours, whose run shall not take it for
         one of its own."""
         if self._samplings:
-            self._samplings[-1][1].step = None
+            self._samplings[-1][1].foreign_call_begins()
 
     @contextmanager
     def sampling(self, sampler, run: Run) -> Iterator[None]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from sdxl_optim.hosts.webui.family import FORGE
 
 if FORGE:
-    from sdxl_optim.hosts.webui.forge import backend, memory, sampling, vae
+    from sdxl_optim.hosts.webui.forge import backend, memory, request_facts, sampling, vae
 else:
-    from sdxl_optim.hosts.webui import backend, memory, sampling, vae
+    from sdxl_optim.hosts.webui import backend, memory, request_facts, sampling, vae
 
-__all__ = ["backend", "memory", "sampling", "vae"]
+__all__ = ["backend", "memory", "request_facts", "sampling", "vae"]

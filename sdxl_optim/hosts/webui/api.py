@@ -32,11 +32,12 @@ def plan(body: dict[str, Any]) -> dict[str, Any]:
     """
     try:
         chosen = declared.from_dict(body.get("settings", {}))
-        plans = foresee(_checked(body.get("request", {})), chosen, bool(body.get("img2img")))
+        foreseen = foresee(_checked(body.get("request", {})), chosen, bool(body.get("img2img")))
     except (SettingsError, NotForeseeable, TypeError) as error:
         raise HTTPException(status_code=422, detail=str(error)) from None
-    shown, said = in_words(plans, chosen)
-    return {"lines": shown, "notes": said, "passes": {name: _numbers(plan) for name, plan in plans.items()}}
+    shown, said = in_words(foreseen)
+    passes = {name: _numbers(plan) for name, plan in foreseen.passes.items()}
+    return {"lines": [*map(str, shown)], "notes": [*map(str, said)], "passes": passes}
 
 
 def _checked(request: Any) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from sdxl_optim.backends.execution import Execution
 from sdxl_optim.backends.pool import ExecutionPool
 from sdxl_optim.hosts.webui import attention, lora
 from sdxl_optim.hosts.webui.job import Job
-from sdxl_optim.planning.plan import Note
+from sdxl_optim.planning.plan import Plan
 from sdxl_optim.settings import Settings
-from sdxl_optim.techniques.accumulation import fp16_accumulation, why_no_fp16_accumulation
+from sdxl_optim.techniques.accumulation.patch import fp16_accumulation
+from sdxl_optim.wording import Text, message
 
 MOVED = "--medvram and --lowvram move the weights in and out of the card"
 
@@ -27,16 +28,16 @@ def environment() -> Environment:
     return read_environment(host_reason())
 
 
-def reason_for_all_models() -> str | None:
+def reason_for_all_models() -> Text | None:
     """Why no call can be anything but the stock one, whichever model is loaded, or None."""
     return MOVED if shared.cmd_opts.lowvram or shared.cmd_opts.medvram else None
 
 
-def host_reason() -> str | None:
+def host_reason() -> Text | None:
     """Why no call of the loaded model can be anything but the stock one, or None."""
     model = shared.sd_model
     if sd_unet.current_unet is not None:
-        return f"the UNet is run by {sd_unet.current_unet_option.label}"
+        return message("the UNet is run by {name}", name=sd_unet.current_unet_option.label)
     if getattr(model, "is_sd3", False):
         return "SD 3 has other parts"
     if lowvram.is_enabled(model):
@@ -46,18 +47,24 @@ def host_reason() -> str | None:
     return None
 
 
-def why_not(settings: Settings) -> str | None:
+def why_not(settings: Settings) -> Text | None:
     """Why the settings' backend can't run here and now, or None."""
     name = settings.backend.name
     if name == "eager":
         return None
     if settings.memory.offload != "host" or settings.memory.weights != "host":
         return "the settings of Memory move or convert weights in each call"
-    return backends.why_not(name, environment())
+    if reason := backends.why_not(name, environment()):
+        return reason
+    return executions.get(name).why_not(shared.sd_model.model.diffusion_model)
 
 
-def execution_of(name: str) -> Execution | None:
-    """The named backend's execution, the same from request to request."""
+def execution_of(plan: Plan) -> Execution | None:
+    """That of the backend which the plan has, the same from request to request. What others keep on the device is
+    freed,
+    and where they changed the weights' layout, that is undone."""
+    name = plan.config("backend") or "eager"
+    executions.release_others(name)
     return executions.get(name)
 
 
@@ -71,23 +78,11 @@ def tell_progress(text: str) -> None:
 
 
 def set_switches(job: Job) -> None:
-    """Attention and accumulation as the request wants them, until its end."""
-    asked = job.settings.backend
-    if asked.attention == "sdpa" and not _refused(job, "attention sdpa", attention.why_no_sdpa()):
+    """Attention and accumulation as decided, until the request's end."""
+    if job.plan.config("backend.attention") is not None:
         job.undo.enter_context(attention.sdpa())
-    if asked.fp16_accumulation and not _refused(job, "fp16 accumulation", why_no_fp16_accumulation()):
+    if job.plan.config("backend.fp16_accumulation"):
         job.undo.enter_context(fp16_accumulation())
-
-
-def foreseen_switches(settings: Settings) -> list[Note]:
-    """What is known before a run to be refused of these."""
-    return []
-
-
-def _refused(job: Job, feature: str, reason: str | None) -> bool:
-    if reason:
-        job.report.add_note(Note(feature, reason))
-    return bool(reason)
 
 
 # --- what a call depends on

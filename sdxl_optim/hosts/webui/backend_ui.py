@@ -10,9 +10,10 @@ import gradio as gr
 
 from modules.ui_components import FormRow
 from sdxl_optim import backends
+from sdxl_optim import settings as declared
 from sdxl_optim.backends.environment import read_environment
 from sdxl_optim.hosts.webui import adapter
-from sdxl_optim.techniques.accumulation import why_no_fp16_accumulation
+from sdxl_optim.techniques.accumulation.patch import why_no_fp16_accumulation
 from sdxl_optim.wording import as_html, pieces
 
 ANY = "*"  # of a control that is greyed as a whole
@@ -35,8 +36,9 @@ def _unavailable(elem_id) -> str:
     environment = read_environment(adapter.backend.reason_for_all_models())
     reasons = {name: why for name, why in backends.probe_all(environment).items() if why}
     by_id = {elem_id("backend_name"): reasons}
-    for path, choice, why in adapter.memory.unavailable():
-        by_id.setdefault(elem_id("_".join(path)), {})[ANY if choice is True else choice] = why
+    for name, why in adapter.request_facts.CANNOT.items():
+        choices = declared.choices_that_act(name)
+        by_id.setdefault(elem_id(name.replace(".", "_")), {}).update(dict.fromkeys(choices or [ANY], why))
     if why := why_no_fp16_accumulation():
         by_id[elem_id("backend_fp16_accumulation")] = {ANY: why}
     data = {

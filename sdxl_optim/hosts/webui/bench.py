@@ -16,11 +16,11 @@ from sdxl_optim import settings as declared
 from sdxl_optim.bench.cases import Case, Prompt
 from sdxl_optim.bench.results import Results, Row
 from sdxl_optim.bench.runner import Progress, Runner, Stopped
-from sdxl_optim.hosts.webui.adapter import backend, memory, sampling
+from sdxl_optim.hosts.webui.adapter import backend, request_facts, sampling
 from sdxl_optim.hosts.webui.family import CHANNELS_LAST, FP32, NAME
 from sdxl_optim.hosts.webui.measure import Measurement
+from sdxl_optim.hosts.webui.tiny_decoder import why_not_at_hand
 from sdxl_optim.hosts.webui.ui import TITLE
-from sdxl_optim.hosts.webui.vae import why_no_tiny_decoder
 
 JOB = "sdxl_optim_bench"
 
@@ -64,11 +64,11 @@ class WebUIHost:
         no_backend = backend.why_not(case.settings)
         if no_backend:
             return f"{case.settings.backend.name}: {no_backend}"
-        for path, value, reason in memory.unavailable():
-            if declared.get(case.settings, path) == value:
-                return reason
+        for name, reason in request_facts.CANNOT.items():
+            if declared.acts(case.settings, name):
+                return str(reason)
         known = sampling.loaded_model() is not None  # which tells the decoder's name; Forge loads it for a picture
-        return (known and case.settings.vae.decoder == "tiny" and why_no_tiny_decoder()) or ""
+        return (known and case.settings.vae.decoder == "tiny" and why_not_at_hand()) or ""
 
     def opened(self, case: Case) -> AbstractContextManager:
         return nullcontext()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 
 from modules import script_callbacks
-from modules.shared import opts
 from sdxl_optim import settings as declared
 from sdxl_optim.errors import SettingsError
 from sdxl_optim.hosts.webui import adapter, grid, infotext, options, preset_ui, references, request, tab, ui
@@ -17,12 +16,12 @@ from sdxl_optim.hosts.webui.lowvram import load_into_main_memory_if_chosen
 from sdxl_optim.hosts.webui.passes import watch_sampler
 from sdxl_optim.hosts.webui.request import job_of, measurement_of
 from sdxl_optim.hosts.webui.stages import DECODE
-from sdxl_optim.hosts.webui.vae import METHODS, OPTION, why_no_tiny_decoder
+from sdxl_optim.hosts.webui.tiny_decoder import METHODS, OPTION, take_what_is_ours
 from sdxl_optim.hosts.webui.xyz import WrongSettings, add_axes, with_axes
-from sdxl_optim.planning.plan import Note
 from sdxl_optim.report import JobReport
+from sdxl_optim.sentences import infotext_notes, infotext_result
 from sdxl_optim.settings import Memory, Settings
-from sdxl_optim.techniques.tf32 import tf32
+from sdxl_optim.techniques.tf32.patch import tf32
 
 last_report: dict[str, JobReport] = {}  # by tab
 
@@ -73,7 +72,7 @@ def before_process(p, tab: str, args: tuple) -> None:
     if not settings.enabled:
         references.stock_begins(p)
         return
-    _take_what_is_ours(p, settings)
+    take_what_is_ours(p, settings)
     job = Job(settings, adapter, on_close=lambda job: _keep_report(p, tab, job))
     begin_job(p, job)
     memory.weights.begin(p, job)
@@ -95,13 +94,6 @@ def _keep_report(p, tab: str, job: Job) -> None:
     last_report[tab] = job.report
 
 
-def _take_what_is_ours(p, settings: Settings) -> None:
-    """The API's `infotext` field makes an override setting of the picture's "VAE Decoder", which our own setting had
-    brought about and does again. The host would leave it behind where the user's config lacks the option."""
-    if p.override_settings.get(OPTION, "") == METHODS.get(settings.vae.decoder):
-        p.override_settings = {key: value for key, value in p.override_settings.items() if key != OPTION}
-
-
 def process(p) -> None:
     job = job_of(p)
     if job is None:
@@ -110,27 +102,19 @@ def process(p) -> None:
     p.extra_generation_params = {
         **p.extra_generation_params,
         **infotext.write(job.settings),
-        infotext.RESULT: lambda p, **_: job.report.result(p.iteration),
-        infotext.REFUSED: lambda p, **_: job.report.refusals(p.iteration) if job.report.result(p.iteration) else None,
+        infotext.RESULT: lambda p, **_: infotext_result(job.report, p.iteration),
+        infotext.REFUSED: lambda p, **_: infotext_notes(job.report, p.iteration),
     }
-    _choose_decoder(p, job)
+    plan = job.decide(p)
+    _choose_decoder(p, job, plan.config("vae.decoder"))
     memory.cheap_previews(job)
     backend.set_switches(job)
-    job.undo.enter_context(tf32(job.settings.memory.cudnn_tf32, job.settings.memory.matmul_tf32))
+    job.undo.enter_context(tf32(*(plan.config("memory.cudnn_tf32") or ("host", "host"))))
     job.follow_model(p)
 
 
-def _choose_decoder(p, job: Job) -> None:
-    decoder = job.settings.vae.decoder
-    if decoder == "host":
-        return
-    if OPTION in p.override_settings:
-        text = f"the request's own setting {OPTION} = {opts.data.get(OPTION)} is used"
-        job.report.add_note(Note("VAE decoder", text))
-        return
-    reason = why_no_tiny_decoder() if decoder == "tiny" else None
-    if reason:
-        job.report.add_note(Note("Tiny VAE", reason))
+def _choose_decoder(p, job: Job, decoder: str | None) -> None:
+    if decoder is None:
         return
     job.undo.enter_context(host_option(OPTION, METHODS[decoder]))
     job.report.decoder = METHODS[decoder]
@@ -161,7 +145,7 @@ def post_sample(p, latents) -> None:
 
 def postprocess_batch(p) -> None:
     if job := job_of(p):
-        job.vae.tell()
+        job.vae.report()
         memory.weights.report_to(job.report)
         job.stages.ends(DECODE)
     references.batch_ends(p)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import nn
 
@@ -11,32 +11,25 @@ from modules import shared
 from modules.shared import opts
 from sdxl_optim.errors import Unsupported
 from sdxl_optim.hosts.webui import request
+from sdxl_optim.sampling.facts import UNetFacts
 from sdxl_optim.sampling.loop import Call, Loop
-from sdxl_optim.settings import Settings
 from sdxl_optim.techniques.deepcache.calibration import timestep_of
 from sdxl_optim.techniques.freeu.patch import freeu_stages
 from sdxl_optim.unet.layout import Layout
 from sdxl_optim.unet.work import cached_share
 
 
-@dataclass(frozen=True)
-class UNetFacts:
-    """Of the UNet that is loaded, as plan.Facts names them."""
-
-    depth: int = 0
-    stages: int = 0
-    reason: str | None = None
-    share: float | None = None
-
-
-def unet_facts(unet: nn.Module, layout_of: Callable[[nn.Module], Layout], settings: Settings, p) -> UNetFacts:
+def unet_facts(unet: nn.Module, layout_of: Callable[[nn.Module], Layout], p) -> UNetFacts:
     try:
         layout = layout_of(unet)
     except Unsupported as error:
-        return UNetFacts(reason=error.reason)
-    branch = settings.deepcache.cache_branch_id
-    share = cached_share(layout, branch, *_latent_size(p)) if branch < layout.depth else None
-    return UNetFacts(layout.depth, freeu_stages(layout), None, share)
+        return UNetFacts(stages=0, why_not=error.reason)
+    size = _latent_size(p)
+
+    def share_up_to(branch: int) -> float | None:
+        return cached_share(layout, branch, *size) if branch < layout.depth else None
+
+    return UNetFacts(layout.depth, freeu_stages(layout), None, share_up_to)
 
 
 def _latent_size(p) -> tuple[int, int]:

@@ -7,6 +7,7 @@ that a generation may be under way meanwhile.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import MethodType, SimpleNamespace
 from typing import Any
 
@@ -22,24 +23,36 @@ from sdxl_optim.hosts.webui import adapter
 from sdxl_optim.hosts.webui.passes import pass_name
 from sdxl_optim.hosts.webui.rehearsal import with_globals
 from sdxl_optim.hosts.webui.request import attach
-from sdxl_optim.planning.plan import Plan, make_plan
-from sdxl_optim.planning.summary import lines
+from sdxl_optim.hosts.webui.tiny_decoder import take_what_is_ours
+from sdxl_optim.planning.plan import Plan, RequestPlan, make_plan, plan_request
+from sdxl_optim.sentences import plan_lines
 from sdxl_optim.settings import Settings
+from sdxl_optim.wording import Text
 
 
 class NotForeseeable(Exception):
     """There is no plan, for the reason that it says."""
 
 
-def foresee(request: dict[str, Any], settings: Settings, img2img: bool = False) -> dict[str, Plan]:
-    """The plans of a request's passes, by the names that the report gives them.
+@dataclass(frozen=True)
+class Foreseen:
+    """The plans of a request's passes, by the names that the report gives them, and what holds for all of it."""
+
+    passes: dict[str, Plan]
+    request: RequestPlan
+
+
+def foresee(request: dict[str, Any], settings: Settings, img2img: bool = False) -> Foreseen:
+    """What a request would do.
 
     request: fields of the host's processing object, as in its API; what is missing has the host's default. Raises
     NotForeseeable.
     """
-    if adapter.sampling.loaded_model() is None:
+    model = adapter.sampling.loaded_model()
+    if model is None:
         raise NotForeseeable("the checkpoint is not loaded yet")
     p = _processing(request, img2img)
+    take_what_is_ours(p, settings)
     if settings.steps is not None:
         p.steps = settings.steps
     plans = {pass_name(p): _plan(p, settings, p.sampler_name, p.prompt, p.negative_prompt, again=img2img)}
@@ -48,7 +61,8 @@ def foresee(request: dict[str, Any], settings: Settings, img2img: bool = False) 
         prompts = p.hr_prompt or p.prompt, p.hr_negative_prompt or p.negative_prompt
         sampler, steps = p.hr_sampler_name or p.sampler_name, p.hr_second_pass_steps or p.steps
         plans[pass_name(p)] = _plan(p, settings.for_hires(), sampler, *prompts, steps=steps, again=True)
-    return plans
+    facts = adapter.request_facts.request_facts(p, settings, model, begins=False)
+    return Foreseen(plans, plan_request(settings, facts))
 
 
 def _processing(request: dict[str, Any], img2img: bool) -> StableDiffusionProcessing:
@@ -112,11 +126,9 @@ def _keep_to_itself(sampler) -> None:
     sampler.create_noise_sampler = lambda x, sigmas, p: None
 
 
-def in_words(plans: dict[str, Plan], settings: Settings) -> tuple[list[str], list[str]]:
+def in_words(foreseen: Foreseen) -> tuple[list[Text], list[Text]]:
     """The live plan: a line for each pass, and what is refused or to be said."""
-    facts, notes = adapter.memory.foreseen(adapter.sampling.loaded_model(), settings.memory)
-    decoder, said = adapter.vae.foreseen_decoder(settings)
-    return lines(plans, [*decoder, *facts], [*notes, *said, *adapter.backend.foreseen_switches(settings)])
+    return plan_lines(foreseen.passes, foreseen.request)
 
 
 # --- prompts, as far as they decide the number of rows: their parts and lengths

@@ -10,7 +10,9 @@ from types import ModuleType
 
 from sdxl_optim.hosts.webui import certain_end, request
 from sdxl_optim.hosts.webui.stages import Stages
+from sdxl_optim.planning.plan import RequestPlan, plan_request
 from sdxl_optim.report import JobReport
+from sdxl_optim.sentences import report_lines
 from sdxl_optim.settings import Settings
 
 log = logging.getLogger("sdxl_optim")
@@ -21,10 +23,13 @@ class Job:
 
     def __init__(self, settings: Settings, host: ModuleType, on_close: Callable[[Job], None]):
         self.settings = settings
+        self._host = host
         self._weights = host.memory.weights
         self.report = JobReport()
         self.undo = ExitStack()
-        self.vae = host.vae.VaePatch(settings, self.report, self._weights.free_others)
+        self.plan = RequestPlan()
+        self._decided_for: tuple[int] | None = None  # the model of the plan
+        self.vae = host.vae.VaePatch(self.report, self._weights.free_others)
         self.undo.callback(self.vae.close)
         self.stages = Stages(self.report)
         self._on_close = on_close
@@ -33,8 +38,19 @@ class Job:
 
     def follow_model(self, p) -> None:
         """Another model may have been loaded: what acts on the model itself moves on to it."""
-        self._weights.apply(p, self.settings, self.report)
-        self.vae.follow()
+        self._weights.apply(p, self)
+        self.vae.follow(self.decide(p))
+
+    def decide(self, p) -> RequestPlan:
+        """What holds for this request, with the model that is loaded now. What is refused goes into the report."""
+        model = self._host.sampling.loaded_model()
+        if self._decided_for != (id(model),):
+            self._decided_for = (id(model),)
+            facts = self._host.request_facts.request_facts(p, self.settings, model, begins=True)
+            self.plan = plan_request(self.settings, facts)
+            for note in self.plan.notes:
+                self.report.add_note(note)
+        return self.plan
 
     def close(self) -> None:
         if not self._open:
@@ -45,7 +61,7 @@ class Job:
         finally:
             self.report.seconds = time.perf_counter() - self._started
             self._on_close(self)
-            log.info("; ".join(self.report.lines()) or "nothing was sampled")
+            log.info("; ".join(map(str, report_lines(self.report))) or "nothing was sampled")
 
 
 def begin_job(p, job: Job) -> None:

@@ -9,7 +9,7 @@ import gradio as gr
 
 from modules import launch_utils, modelloader, shared
 from sdxl_optim.bench import perceptual
-from sdxl_optim.wording import as_html, words
+from sdxl_optim.wording import as_html, message
 
 INSTALL = "Install the package lpips"
 FETCH = f"Fetch AlexNet's weights ({perceptual.WEIGHTS_SIZE})"
@@ -44,11 +44,11 @@ def _install() -> str:
         return "The WebUI was started so that others can reach it, and installs nothing from its page then."
     if launch_utils.args.skip_install:
         text = "The WebUI was started with --skip-install. By hand: {command}"
-        return words(text, command=f"pip install --no-deps {perceptual.PACKAGE}")
+        return message(text, command=f"pip install --no-deps {perceptual.PACKAGE}")
     try:
         launch_utils.run_pip(f"install --no-deps {perceptual.PACKAGE}", perceptual.PACKAGE)
     except RuntimeError as error:
-        return words("The package lpips could not be installed. {error}", error=str(error).strip().splitlines()[-1])
+        return message("The package lpips could not be installed. {error}", error=str(error).strip().splitlines()[-1])
     importlib.invalidate_caches()
     return ""
 
@@ -62,5 +62,5 @@ def _fetch() -> str:
         )
     except (OSError, RuntimeError) as error:
         text = "AlexNet's weights could not be fetched from {url} ({error}). Put the file into {folder}."
-        return words(text, url=perceptual.WEIGHTS_URL, error=error, folder=file.parent)
+        return message(text, url=perceptual.WEIGHTS_URL, error=error, folder=file.parent)
     return ""

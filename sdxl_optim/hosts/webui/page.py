@@ -20,9 +20,10 @@ from sdxl_optim.hosts.webui.foresight import NotForeseeable, foresee, in_words
 from sdxl_optim.hosts.webui.job import log
 from sdxl_optim.hosts.webui.machine import machine
 from sdxl_optim.report import JobReport
+from sdxl_optim.sentences import report_lines
 from sdxl_optim.settings import presets
 from sdxl_optim.settings.advice import advise
-from sdxl_optim.wording import as_html, words
+from sdxl_optim.wording import as_html, message
 
 # Fields of a request, and the components of a tab that hold them; {} is the tab's name.
 REQUEST = {
@@ -162,13 +163,12 @@ class Page:
     def _line(self, given: dict[str, Any], flat: dict) -> str:
         try:
             settings = preset_ui.settings_of(self.accordion.fields, flat.values())
-            plans = foresee(as_request(given), settings, self.tab == "img2img")
-            return show_plan(*in_words(plans, settings))
+            return show_plan(*in_words(foresee(as_request(given), settings, self.tab == "img2img")))
         except (SettingsError, NotForeseeable) as error:
-            return show_plan([], [words("no plan yet: {reason}", reason=error)])
+            return show_plan([], [message("no plan yet: {reason}", reason=error)])
         except Exception as error:  # whatever a half-filled form holds, the page goes on
             log.debug("no plan", exc_info=True)
-            return show_plan([], [words("no plan yet: {reason}", reason=f"{type(error).__name__} ({error})")])
+            return show_plan([], [message("no plan yet: {reason}", reason=f"{type(error).__name__} ({error})")])
 
 
 # --- gradio 3 and 4 keep the page's events in different ways
@@ -212,7 +212,7 @@ def show_report(report: JobReport | None) -> str:
     """The last run, as the accordion shows it."""
     if report is None:
         return ""
-    rows = "".join(f"<li>{as_html(line)}</li>" for line in report.lines())
+    rows = "".join(f"<li>{as_html(line)}</li>" for line in report_lines(report))
     return f"<div class='sdxl-optim-report'><b>What ran last</b><ul>{rows}</ul></div>"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,10 +12,11 @@ from modules import devices, lowvram, sd_models, shared
 from sdxl_optim.hosts.webui import lora
 from sdxl_optim.hosts.webui.lowvram import HostLowvram, loads_into_main_memory
 from sdxl_optim.hosts.webui.peaks import HighWater
-from sdxl_optim.hosts.webui.vae import precision_of, tile_of
-from sdxl_optim.planning.plan import Note
+from sdxl_optim.hosts.webui.vae import dtype_of
+from sdxl_optim.planning.plan import RequestPlan
 from sdxl_optim.report import JobReport
-from sdxl_optim.settings import Memory, Settings
+from sdxl_optim.settings import Memory
+from sdxl_optim.techniques.memory.counts import MemoryReport
 from sdxl_optim.techniques.memory.fp8 import Fp8Weights
 from sdxl_optim.techniques.memory.offload.meter import Meter
 from sdxl_optim.techniques.memory.offload.mover import Mover
@@ -22,6 +24,9 @@ from sdxl_optim.techniques.memory.offload.part import TEXT, UNET, VAE
 from sdxl_optim.techniques.vae.patch import work_of
 from sdxl_optim.techniques.vae.tiling import FACTOR
 from sdxl_optim.unet.patching import replaced
+
+if TYPE_CHECKING:
+    from sdxl_optim.hosts.webui.job import Job
 
 CPU = torch.device("cpu")
 # What the calls need beside weights. UNet and text encoders: assumed, from 0.66 GB for two rows of SDXL at 1024×1024 in
@@ -47,44 +52,37 @@ def parts_of(model) -> dict[str, torch.nn.Module]:
     return {TEXT: text, UNET: model.model.diffusion_model, VAE: model.first_stage_model}
 
 
-@dataclass(frozen=True)
-class MemoryDecision:
-    """What is asked for, what of it can be had on a model, and why the rest can't."""
-
-    asked: Memory
-    memory: Memory
-    notes: tuple[Note, ...] = ()
-
-    def answers(self, memory: Memory) -> bool:
-        """Whether it was made for the same choices. (The budget may be another one for each request.)"""
-        return (self.asked.offload, self.asked.weights) == (memory.offload, memory.weights)
-
-
 class Placement:
     """The decided offload and fp8 on one model, until `undo`."""
 
-    def __init__(self, model, decision: MemoryDecision, on_load: Callable[[Placement], None]):
-        """on_load: called before other weights are loaded into the model; the placement is undone then."""
-        self.model, self.decision = model, decision
+    def __init__(self, model, asked: Memory, plan: RequestPlan, on_load: Callable[[Placement], None]):
+        """asked: the settings that it answers; plan: what was decided of them for this model. on_load: called before
+        other weights are loaded into the model; the placement is undone then."""
+        self.model, self._asked = model, asked
         self._on_load = on_load
         self._fp8: Fp8Weights | None = None
         self.mover: Mover | None = None
         self._lowvram: HostLowvram | None = None
         self._loading = model._register_load_state_dict_pre_hook(self._before_load)
         try:
-            self._place(decision.memory)
+            self._place(plan)
         except BaseException:
             self.undo(devices.device)
             raise
 
-    def _place(self, memory: Memory) -> None:
-        if memory.weights == "fp8":
+    def answers(self, memory: Memory) -> bool:
+        """Whether it was made for the same choices. (The budget may be another one for each request.)"""
+        return (self._asked.offload, self._asked.weights) == (memory.offload, memory.weights)
+
+    def _place(self, plan: RequestPlan) -> None:
+        offload = plan.config("memory.offload")
+        if plan.config("memory.weights") == "fp8":
             unet = self.model.model.diffusion_model
             self._fp8 = Fp8Weights(unet, on_layer=lora.unmerge, pending=lora.merge_pending, merge=lora.merge)
-        if memory.offload != "host":
+        if offload is not None:
             self._lowvram = HostLowvram(self.model) if lowvram.is_enabled(self.model) else None
-            meter = HostMeter(devices.device, memory.budget)
-            self.mover = Mover(parts_of(self.model), devices.device, memory.offload, meter)
+            meter = HostMeter(devices.device, self._asked.budget)
+            self.mover = Mover(parts_of(self.model), devices.device, offload, meter)
 
     def undo(self, device: torch.device) -> None:
         """The weights as they were, on `device`."""
@@ -116,39 +114,35 @@ class Placement:
         """To the device, since it was made."""
         return 0 if self.mover is None else self.mover.copies.bytes_copied
 
-    def before_pass(self, p, settings: Settings) -> None:
+    def before_pass(self, p, budget: float, plan: RequestPlan) -> None:
         """Tell the mover what size the next pass of `p` has, and how much memory its calls may need."""
         if self.mover is None:
             return
         latents = p.width * p.height / 64
         if getattr(p, "is_hr_pass", False):
             latents = p.hr_upscale_to_x * p.hr_upscale_to_y / 64
-        pixels, tile = int(latents * 64), tile_of(settings)
-        at_once = pixels if tile is None else min(pixels, (tile * FACTOR) ** 2)
+        pixels, tiles = int(latents * 64), plan.config("vae.tiling")
+        at_once = pixels if tiles is None else min(pixels, tiles.size**2)
         guess = {
             UNET: int(2 * p.batch_size * latents * UNET_WORK),
-            VAE: work_of(at_once, precision_of(settings.vae)[0]) + pixels * COLOURS_WORK,
+            VAE: work_of(at_once, dtype_of(plan.config("vae.precision"))) + pixels * COLOURS_WORK,
             TEXT: TEXT_WORK,
         }
-        self.mover.begin_pass((latents, p.batch_size), guess, settings.memory.budget)
+        self.mover.begin_pass((latents, p.batch_size), guess, budget)
 
-    def facts(self, bytes_copied: int) -> list[str]:
-        """In words. bytes_copied: those of the request that is told of."""
-        facts = []
-        if self._fp8 is not None:
-            facts.append(f"UNet in fp8 saves {self._fp8.bytes_saved / 1e9:.2f} GB")
-        if self.mover is not None:
-            streamed = self.mover.bytes_streamed.get(UNET, 0)
-            facts.append(f"{self.mover.policy.name} offload moved {bytes_copied / 1e9:.2f} GB")
-            facts += [f"{streamed / 1e9:.2f} GB of the UNet pass through at each call"] * bool(streamed)
-        return facts
+    def happened(self, bytes_copied: int) -> MemoryReport:
+        """bytes_copied: those of the request that is reported."""
+        saved = None if self._fp8 is None else self._fp8.bytes_saved
+        if self.mover is None:
+            return MemoryReport(self._fp8 is not None, saved)
+        streamed = self.mover.bytes_streamed.get(UNET, 0)
+        return MemoryReport(self._fp8 is not None, saved, self.mover.policy.name, bytes_copied, streamed)
 
 
 @dataclass(eq=False)
 class _Request:
     p: object
-    settings: Settings
-    report: JobReport
+    job: Job
     copied_before: int  # bytes copied to the device when it began
 
 
@@ -165,10 +159,8 @@ class WeightsOnHost:
     model_loaded is the WebUI's callback, free_others the VAE's when it runs out of memory.
     """
 
-    def __init__(self, decide: Callable[[object, Memory], MemoryDecision]):
-        """decide: from a model and the settings."""
+    def __init__(self) -> None:
         self.placement: Placement | None = None
-        self._decide = decide
         self._requests: list[_Request] = []  # under way; one may generate inside another
         self._copied = 0  # bytes, by placements that were undone
 
@@ -176,14 +168,14 @@ class WeightsOnHost:
 
     def undo_if_changed(self, memory: Memory) -> None:
         """Undo the placement if the request that begins asks for something else."""
-        if self.placement is not None and not self.placement.decision.answers(memory):
+        if self.placement is not None and not self.placement.answers(memory):
             self._undo()
 
     def begin(self, p, job) -> None:
         """The WebUI encodes prompts by a model (such as the refiner) as soon as it has loaded it, before any event of a
         script. It calls on_model_loaded for a model that it reads from a file; one that it kept in main memory it only
         hands to its SdModelData."""
-        request = _Request(p, job.settings, job.report, self._bytes_copied)
+        request = _Request(p, job, self._bytes_copied)
         self._requests.append(request)
         job.undo.callback(self.end, request)
         if not _left_to_host(job.settings.memory):
@@ -197,22 +189,20 @@ class WeightsOnHost:
 
         return set_sd_model
 
-    def apply(self, p, settings: Settings, report: JobReport) -> None:
-        """Place whichever model is loaded as the settings ask, and tell the report what can't be had."""
-        memory = settings.memory
+    def apply(self, p, job: Job) -> None:
+        """Place whichever model is loaded as was decided for it."""
+        memory = job.settings.memory
         if _left_to_host(memory):
             return
-        model, now = shared.sd_model, self.placement
-        if now is not None and (now.model is not model or not now.decision.answers(memory) or now.stale):
+        model, now, plan = shared.sd_model, self.placement, job.decide(p)
+        if now is not None and (now.model is not model or not now.answers(memory) or now.stale):
             self._undo()
         if self.placement is None:
-            self.placement = Placement(model, self._decide(model, memory), self._forget)
+            self.placement = Placement(model, memory, plan, self._forget)
             devices.torch_gc()
         elif self.placement.mover is not None:
             self.placement.mover.resync()
-        for note in self.placement.decision.notes:
-            report.add_note(note)
-        self.placement.before_pass(p, settings)
+        self.placement.before_pass(p, memory.budget, plan)
 
     def before_decode(self, latents) -> None:
         """Make room for the tiny decoder, which is no part of the model.
@@ -231,13 +221,13 @@ class WeightsOnHost:
 
     def report_to(self, report: JobReport) -> None:
         """Tell the report of a request that is under way where the weights are."""
-        request = next((r for r in self._requests if r.report is report), None)
+        request = next((r for r in self._requests if r.job.report is report), None)
         if request is not None:
             copied = self._bytes_copied - request.copied_before
-            report.memory = self.placement.facts(copied) if self.placement is not None else []
+            report.memory = None if self.placement is None else self.placement.happened(copied)
 
     def end(self, request: _Request) -> None:
-        self.report_to(request.report)
+        self.report_to(request.job.report)
         self._requests.remove(request)
         inside = self._bytes_copied - request.copied_before
         for around in self._requests:  # whose own bytes these are not
@@ -257,7 +247,7 @@ class WeightsOnHost:
 
     def _place_for_request(self) -> None:
         request = self._requests[-1]
-        self.apply(request.p, request.settings, request.report)
+        self.apply(request.p, request.job)
 
     def _undo(self) -> None:
         placement = self.placement

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from modules import shared
 from sdxl_optim.hosts.webui import request
-from sdxl_optim.wording import words
+from sdxl_optim.report import Comparison
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,12 @@ def stock_ends(p) -> None:
         _last[_key(p)] = Reference(time.perf_counter() - started, p.steps, p.sampler_name)
 
 
-def compared(p, seconds: float) -> str | None:
-    """One sentence, where there is a stock run of the request's checkpoint and size."""
+def compared(p, seconds: float) -> Comparison | None:
+    """Where there is a stock run of the request's checkpoint and size."""
     reference = _last.get(_key(p))
     if reference is None or _cut_short():
         return None
-    template = (
-        f"{seconds:.2f} s in all; the last stock run of this size took {reference.seconds:.2f} s,"
-        f" with {reference.steps} steps of {{sampler}}"
-    )
-    return words(template, sampler=reference.sampler)
+    return Comparison(seconds, reference.seconds, reference.steps, reference.sampler)
 
 
 def _cut_short() -> bool:

@@ -15,12 +15,14 @@ from sdxl_optim.hosts.webui.active_runs import active, count_stock
 from sdxl_optim.hosts.webui.facts import scheduled, timesteps, to_refiner, tokens, unet_facts
 from sdxl_optim.hosts.webui.rehearsal import rehearse
 from sdxl_optim.hosts.webui.request import job_of
-from sdxl_optim.planning.plan import Facts, Plan
+from sdxl_optim.planning.plan import Plan
 from sdxl_optim.run import Run
+from sdxl_optim.sampling.facts import Facts
 from sdxl_optim.sampling.loop import Loop, Rows
 from sdxl_optim.settings import Settings
 from sdxl_optim.techniques.deepcache.calibration import find as find_calibration
 from sdxl_optim.unet.layout import read_layout
+from sdxl_optim.wording import message
 
 
 def loaded_model():
@@ -43,7 +45,7 @@ def model_kept_as_it_is() -> AbstractContextManager:
 
 
 def new_run(plan: Plan, name: str) -> Run:
-    return Run(plan, name, backend.execution_of(plan.backend))
+    return Run(plan, name, backend.execution_of(plan))
 
 
 # --- before the loop
@@ -66,24 +68,20 @@ def gather_facts(p, sampler, settings: Settings, steps: int, func) -> Facts:
             for i, call in enumerate(calls)
         )
         loop = replace(loop, calls=tuple(calls))
-    unet = unet_facts(shared.sd_model.model.diffusion_model, read_layout, settings, p)
-    no_unet = unet.reason
+    unet = unet_facts(shared.sd_model.model.diffusion_model, read_layout, p)
     if sd_unet.current_unet is not None:
-        no_unet = f"the UNet is run by {sd_unet.current_unet_option.label}"
+        unet = replace(unet, why_not=message("the UNet is run by {name}", name=sd_unet.current_unet_option.label))
+    cannot = {"cfg_cutoff": _why_no_cut(args["cond"], loop), "backend": backend.why_not(settings)}
     calibration, reason = find_calibration(shared.sd_model.sd_checkpoint_info.filename)
     return Facts(
-        loop,
-        rows,
-        args["cond_scale"],
-        unet.depth,
-        unet.stages,
-        no_unet,
-        _why_no_cut(args["cond"], loop),
-        timesteps(loop, denoiser),
-        calibration,
-        reason,
-        unet.share,
-        backend.why_not(settings),
+        loop=loop,
+        rows=rows,
+        cfg_scale=args["cond_scale"],
+        unet=unet,
+        cannot={technique: why for technique, why in cannot.items() if why},
+        timesteps=timesteps(loop, denoiser),
+        calibration=calibration,
+        no_calibration=reason,
     )
 
 
@@ -155,7 +153,7 @@ def on_cfg_denoiser(params) -> None:
     rows, cond_rows = params.x.shape[0], params.text_cond.shape[0]
     host_skips = _host_skips_now(denoiser, params)
     stock_rows = rows - params.text_uncond.shape[0] if host_skips else rows
-    cut = run.next_step().cut and not host_skips
+    cut = run.next_step().drops_uncond and not host_skips
     if cut:
         shortened = _without_uncond(params, cond_rows)
         for name, value in shortened.items():

@@ -23,7 +23,7 @@ from sdxl_optim.hosts.webui import lpips_offer
 from sdxl_optim.hosts.webui.bench import BenchJob, Template, WebUIHost
 from sdxl_optim.hosts.webui.grid import results_folder
 from sdxl_optim.hosts.webui.ui import TITLE
-from sdxl_optim.wording import as_html, joined, words
+from sdxl_optim.wording import as_html, joined, message
 
 ID = "sdxl_optim_bench"
 OWN, ARTICLE = "These combinations", "The article's table"
@@ -164,7 +164,7 @@ def _status(job: BenchJob) -> str:
     parts = [f"{p.done} of {p.total} pictures"]
     if p.seconds_left is not None:
         parts.append(f"about {_duration(p.seconds_left)} left")
-    text = "Stopping…" if job.stopping else joined([joined(parts, by=", "), " · ", words("{it}", it=p.doing)])
+    text = "Stopping…" if job.stopping else joined([joined(parts, by=", "), " · ", message("{it}", it=p.doing)])
     bar = f'<progress value="{p.done}" max="{p.total}" style="width:100%"></progress>'
     return f"{bar}<p>{as_html(text)}</p>"
 
@@ -240,7 +240,7 @@ def _about(results: Results, rows: list[Row]) -> str:
         for name in FILES
         if (results.folder / name).is_file()
     ]
-    place = words("{path}", path=_short(results.folder / REPORT))
+    place = message("{path}", path=_short(results.folder / REPORT))
     missing = [text for text in what_is_missing(rows) if text != perceptual.missing()]  # which its offer says below
     lines = [" · ".join(links), as_html(place), *map(as_html, missing)]
     return "".join(f"<p>{line}</p>" for line in lines if line)
@@ -265,7 +265,7 @@ def _delete(name: str | None) -> list:
         return [_error("This result is being made; stop it first."), *[gr.update()] * 7]
     results.delete()
     newest = next(iter(listed(results_folder())), None)
-    deleted = words("{name} is deleted.", name=results.folder.name)
+    deleted = message("{name} is deleted.", name=results.folder.name)
     return [f"<p>{as_html(deleted)}</p>", *_lists(newest), *_show(newest)]
 
 

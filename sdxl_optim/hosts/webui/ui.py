@@ -14,7 +14,7 @@ from modules.ui_components import FormRow, InputAccordion
 from sdxl_optim import settings as declared
 from sdxl_optim.hosts.webui import backend_ui, infotext, preset_ui
 from sdxl_optim.hosts.webui.page import Accordion, Page
-from sdxl_optim.hosts.webui.vae import copy_decoder
+from sdxl_optim.hosts.webui.tiny_decoder import copy_decoder
 from sdxl_optim.settings import Field, FieldPath
 from sdxl_optim.settings.presets import NONE
 from sdxl_optim.wording import as_html, pieces

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from threading import RLock
 
 import torch
 from torch import nn
 
+from sdxl_optim.techniques.vae.counts import VaeReport
 from sdxl_optim.techniques.vae.norms import norms_with, reduced, statistics_of
 from sdxl_optim.techniques.vae.tiling import FACTOR, count_tiles, tiled_decode, tiled_encode
 from sdxl_optim.unet.patching import replaced
+from sdxl_optim.wording import message
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -27,19 +28,10 @@ def computes_bf16(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= AMPERE
 
 
-def pick_precision(wanted: str, device: torch.device, has_fix: bool = False) -> tuple[torch.dtype | None, str | None]:
-    """(dtype or None for the host's own, the reason why it is not the wanted one or None).
-
-    auto: bf16, which has fp32's range, where the card has it; fp16 with a VAE made for it (has_fix); else fp32.
-    """
-    if wanted == "host":
-        return None, None
-    if wanted == "auto":
-        name = "bf16" if computes_bf16(device) else "fp16" if has_fix and device.type == "cuda" else "fp32"
-        return DTYPES[name], None
-    if wanted == "fp16" and device.type == "cpu":
-        return torch.float32, "the CPU does not compute in fp16; fp32 is used"
-    return DTYPES[wanted], None
+def auto_precision(device: torch.device, has_fix: bool = False) -> str:
+    """The setting auto: bf16, which has fp32's range, where the card has it; fp16 with a VAE made for it (has_fix);
+    else fp32."""
+    return "bf16" if computes_bf16(device) else "fp16" if has_fix and device.type == "cuda" else "fp32"
 
 
 def work_of(pixels: int, dtype: torch.dtype) -> int:
@@ -53,24 +45,6 @@ def largest_tile(room: int, dtype: torch.dtype) -> int:
     return max(side // 8 * 8, SMALLEST)
 
 
-@dataclass
-class VaeReport:
-    """What the VAE did while attached. precision: of its last decode or encode. tiles: of all of them."""
-
-    precision: str = ""
-    tiles: int = 0
-    norms: bool = False  # whether tiles had the norms of their picture
-    retries: list[str] = field(default_factory=list)  # one sentence for each reason why something was computed again
-
-    def say(self, text: str) -> None:
-        if text not in self.retries:
-            self.retries.append(text)
-
-    def facts(self) -> list[str]:
-        facts = [f"VAE in {self.precision}"] * bool(self.precision) + [f"{self.tiles} tiles"] * bool(self.tiles)
-        return facts + ["norms of the whole picture"] * self.norms
-
-
 @contextmanager
 def vae_attached(
     encoder: nn.Module,
@@ -78,7 +52,7 @@ def vae_attached(
     dtype: torch.dtype | None,
     tile: int | None,
     report: VaeReport,
-    relieve: Callable[[], bool] = lambda: False,
+    free_memory: Callable[[], bool] = lambda: False,
     norms: str = "tile",
 ) -> Iterator[None]:
     """While entered, both compute in `dtype` (None: their own) and in tiles of tile × tile latents (None: at once).
@@ -87,7 +61,8 @@ def vae_attached(
     encoder: [B, 3, 8h, 8w] → [B, C, h, w], decoder: [B, 4, h, w] → [B, 3, 8h, 8w]; quant convolutions may lie outside,
     as they act on each latent by itself. The decoder's result keeps the precision it was computed in. A result with a
     NaN or infinity is computed again in a safer precision; if fp32 gives one, too, it is returned. Where memory runs
-    out, `relieve` is asked for some (it returns whether there is more), then tiles are halved, and the report says so.
+    out, `free_memory` is asked for some (it returns whether there is more), then tiles are halved, and the report says
+    so.
 
     norms: "tile" gives each tile group norms of its own, as diffusers does; "picture" takes their statistics from the
     whole picture, scaled down to the size of a tile and computed once more.
@@ -97,7 +72,7 @@ def vae_attached(
     alone = RLock()
     with ExitStack() as stack:
         for module, run, per_latent in ((encoder, tiled_encode, FACTOR), (decoder, tiled_decode, 1)):
-            make = _forward(module, dtype, tile, run, per_latent, norms == "picture", report, relieve, alone)
+            make = _forward(module, dtype, tile, run, per_latent, norms == "picture", report, free_memory, alone)
             stack.enter_context(replaced(module, "forward", make))
         try:
             yield
@@ -107,7 +82,15 @@ def vae_attached(
 
 
 def _forward(
-    module: nn.Module, wanted, size, run, per_latent: int, whole_norms: bool, report: VaeReport, relieve, alone: RLock
+    module: nn.Module,
+    wanted,
+    size,
+    run,
+    per_latent: int,
+    whole_norms: bool,
+    report: VaeReport,
+    free_memory,
+    alone: RLock,
 ) -> Callable:
     keep_dtype = per_latent != 1  # what follows the encoder expects the VAE's own precision
 
@@ -138,12 +121,12 @@ def _forward(
                         raise
                 if not relieved:
                     relieved = True
-                    if found := relieve():
+                    if found := free_memory():
                         report.say("memory ran out; computed again with the rest of the model in main memory")
                     if found or smallest:
                         continue
                 tile = max(tile // 2, SMALLEST)
-                report.say(f"memory ran out; computed again in tiles of {tile * FACTOR}")
+                report.say(message("memory ran out; computed again in tiles of {size}", size=tile * FACTOR))
 
         def forward(x, **more):
             with alone:
@@ -157,7 +140,8 @@ def _forward(
                 report.precision = NAMES.get(dtype, str(dtype))
                 if safer is None or bool(torch.isfinite(out).all()):
                     break
-                report.say(f"{NAMES.get(dtype, dtype)} gave a NaN; computed again in {NAMES[safer]}")
+                was, now = NAMES.get(dtype, str(dtype)), NAMES[safer]
+                report.say(message("{was} gave a NaN; computed again in {now}", was=was, now=now))
                 dtype = safer
             return out.to(own) if keep_dtype else out
 

@@ -51,7 +51,7 @@ def goes_together(cond_tokens: int, uncond_tokens: int) -> bool:
     return not shorter or math.lcm(cond_tokens, uncond_tokens) // shorter <= 4
 
 
-def order_of(rows: int, kwargs: dict) -> tuple[Hashable, int]:
+def rows_held(rows: int, kwargs: dict) -> tuple[Hashable, int]:
     """Of a UNet call of so many rows: whether it holds uncond rows alone, and the row at which its cond rows begin."""
     marks = kwargs.get("transformer_options", {}).get("cond_or_uncond", [0])  # of equal blocks of rows; 1: uncond
     return 0 not in marks, marks.index(0) * rows // len(marks) if 0 in marks else 0
@@ -85,17 +85,19 @@ def why_no_cut(cond, loop, options: dict, edits: bool) -> str | None:
     return None
 
 
-def without_skipped(control: dict | None, store, depth: int) -> dict | None:
+def without_skipped(control: dict | None, skipped: range, depth: int) -> dict | None:
     """ControlNet's residuals of a call without those for blocks that keep still.
 
-    control: lists by "input", "middle" and "output", of which the UNet pops one a block.
+    control: lists by "input", "middle" and "output", of which the UNet pops one a block. skipped: indices of the
+    blocks, of which there are `depth` inputs, one in the middle, and as many outputs. The last one's result is what is
+    kept; where that is the middle block, its residual is added anew in each call.
     """
     if control is None:
         return None
     kept = {name: list(values) for name, values in control.items()}
-    _drop(kept.get("input", []), range(store.first_skipped, depth))
-    _drop(kept.get("middle", []), range(depth < store.keeper))
-    _drop(kept.get("output", []), range(store.keeper - depth))
+    _drop(kept.get("input", []), range(skipped.start, depth))
+    _drop(kept.get("middle", []), range(depth < skipped.stop - 1))
+    _drop(kept.get("output", []), range(skipped.stop - 1 - depth))
     return kept
 
 

@@ -18,16 +18,17 @@ from sdxl_optim.hosts.webui.forge.rules import (
     goes_together,
     layout_of,
     no_uncond,
-    order_of,
     reads_sigma,
+    rows_held,
     why_no_cache,
     why_no_cut,
     without_skipped,
 )
 from sdxl_optim.hosts.webui.rehearsal import rehearse
 from sdxl_optim.hosts.webui.request import job_of
-from sdxl_optim.planning.plan import Facts, Plan
+from sdxl_optim.planning.plan import Plan
 from sdxl_optim.run import Run
+from sdxl_optim.sampling.facts import Facts
 from sdxl_optim.sampling.loop import Loop, Rows
 from sdxl_optim.settings import Settings
 from sdxl_optim.techniques.deepcache.calibration import find as find_calibration
@@ -75,24 +76,24 @@ def gather_facts(p, sampler, settings: Settings, steps: int, func) -> Facts:
     loop = rehearse(sampler, func)
     if loop.foreseeable:
         loop = _with_details(loop, p, sampler, steps, scale)
-    unet = unet_facts(model.forge_objects.unet.model.diffusion_model, layout_of, settings, p)
+    unet = unet_facts(model.forge_objects.unet.model.diffusion_model, layout_of, p)
     calibration, reason = find_calibration(model.sd_checkpoint_info.filename)
     batch = len(cond.batch)
     edits = getattr(model, "cond_stage_key", None) == "edit" and denoiser.image_cfg_scale not in (None, 1.0)
+    cannot = {
+        "cfg_cutoff": why_no_cut(cond, loop, options, edits),
+        "deepcache": why_no_cache(options),
+        "backend": backend.why_not(settings),
+    }
     return Facts(
-        loop,
-        Rows(min(map(len, cond.batch)) * batch, batch, batch, _together(cond, uncond, 0)),
-        scale,
-        unet.depth,
-        unet.stages,
-        unet.reason,
-        why_no_cut(cond, loop, options, edits),
-        timesteps(loop, denoiser),
-        calibration,
-        reason,
-        unet.share,
-        backend.why_not(settings),
-        why_no_cache(options),
+        loop=loop,
+        rows=Rows(min(map(len, cond.batch)) * batch, batch, batch, _together(cond, uncond, 0)),
+        cfg_scale=scale,
+        unet=unet,
+        cannot={technique: why for technique, why in cannot.items() if why},
+        timesteps=timesteps(loop, denoiser),
+        calibration=calibration,
+        no_calibration=reason,
     )
 
 
@@ -154,7 +155,7 @@ class ForgeRun(Run):
     """A run whose calls begin in a conditioning modifier of the UNet's patcher, Forge's own place for such."""
 
     def __init__(self, plan: Plan, name: str):
-        super().__init__(plan, name, order_of=order_of, layout_of=layout_of)
+        super().__init__(plan, name, rows_held=rows_held, layout_of=layout_of)
         self._modifier: Callable | None = None
         self._due = False  # the denoiser has announced a call, which will pass through the modifier
 
@@ -171,12 +172,13 @@ class ForgeRun(Run):
             self.attach(unet, key)
         if self._modifier not in _options().get("conditioning_modifiers", ()):
             self._modifier = self._make_modifier(denoiser)
-            self._patches.enter_context(modified(model.forge_objects, self._modifier))
+            self.undo.enter_context(modified(model.forge_objects, self._modifier))
 
     def attach(self, unet: nn.Module, key: Hashable = None) -> None:
         super().attach(unet, key)
+        self._depth = len(getattr(unet, "input_blocks", ()))
         hide = unet.register_forward_pre_hook(self._hide_control, with_kwargs=True)
-        self._patches.callback(hide.remove)
+        self.undo.callback(hide.remove)
 
     def _make_modifier(self, denoiser) -> Callable:
         # A plain function: patchers are copied in depth, a bound method with all that belongs to it.
@@ -193,17 +195,17 @@ class ForgeRun(Run):
         host_skips = uncond is None or _skips(denoiser, sigma, scale, options)
         cond_rows = len(cond) * batch
         stock_rows = cond_rows if host_skips else cond_rows + len(uncond) * batch
-        cut = self.next_step().cut and not host_skips
+        cut = self.next_step().drops_uncond and not host_skips
         self.begin_call(cond_rows if cut else stock_rows, stock_rows, cond_rows)
         if cut:  # at a scale of 1 the host computes no uncond rows; a weight would then stand alone
             return None, [{**each, "strength": 1.0} for each in cond], 1.0
         return uncond, cond, scale
 
     def _hide_control(self, unet, args, kwargs):
-        if self.kind is None or not self.kind.cached or kwargs.get("control") is None:
+        """Comes after the run's own hook, which made the call's value."""
+        if self.call is None or not self.call.cached or kwargs.get("control") is None:
             return None
-        control = without_skipped(kwargs["control"], self.store, self._layout.depth)
-        return args, {**kwargs, "control": control}
+        return args, {**kwargs, "control": without_skipped(kwargs["control"], self.call.skipped, self._depth)}
 
     def _detach(self) -> None:
         self._modifier = None

@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def tf32(cudnn: str = "host", matmul: str = "host") -> Iterator[None]:
-    """While entered, TF32 is on, off or as before ("host") in cuDNN's convolutions and in matrix products.
+    """Context manager: TF32 is on, off or as before ("host") in cuDNN's convolutions and in matrix products.
 
     It acts on fp32 alone; half precision is computed as ever.
     """

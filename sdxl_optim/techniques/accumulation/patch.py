@@ -1,4 +1,4 @@
-"""torch's own process-wide switches, set for a while and put back."""
+"""torch's own process-wide switch for fp16 accumulation, set for a while and put back."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def has_fp16_accumulation() -> bool:
 
 @contextmanager
 def fp16_accumulation() -> Iterator[None]:
-    """While entered, matrix products of fp16 tensors are summed up in fp16: about twice as fast on GeForce cards, whose
-    tensor cores are halved at fp32 sums, and less exact (torch.backends.cuda.matmul.allow_fp16_accumulation)."""
+    """Context manager: matrix products of fp16 tensors are summed up in fp16: about twice as fast on GeForce cards,
+    whose tensor cores are halved at fp32 sums, and less exact (torch.backends.cuda.matmul.allow_fp16_accumulation)."""
     matmul = torch.backends.cuda.matmul
     before = matmul.allow_fp16_accumulation
     matmul.allow_fp16_accumulation = True
