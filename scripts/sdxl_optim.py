@@ -1,8 +1,11 @@
 """The WebUI's entry: forwards its events to sdxl_optim.hosts.webui, and nothing else."""
 
 from modules import scripts
-from sdxl_optim.hosts.webui import extension, ui
-from sdxl_optim.hosts.webui.page import Page, show_report
+from sdxl_optim.hosts.webui import ui
+from sdxl_optim.hosts.webui.extension import extension
+from sdxl_optim.hosts.webui.page import Page
+
+ours = extension()
 
 
 class SDXLOptim(scripts.Script):
@@ -15,37 +18,36 @@ class SDXLOptim(scripts.Script):
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img):
-        accordion = ui.build(self.elem_id, self.page)
+        accordion = self.page.build(self.elem_id)
         self.infotext_fields = accordion.paste_fields
-        self.paste_field_names = [f.infotext_key for f in ui.ui_fields()]
-        self.page.read_report = lambda: show_report(extension.report_to_show(self.tabname))
+        self.paste_field_names = accordion.paste_names
         return accordion.components
 
     def after_component(self, component, **kwargs):
         if self.page is None:
-            self.page = Page(self.tabname)
+            self.page = Page(self.tabname, ours.presets, lambda: ours.report_to_show(self.tabname))
         self.page.after_component(component)
 
     def before_process(self, p, *args):
-        extension.before_process(p, self.tabname, args)
+        ours.before_process(p, self.tabname, args)
 
     def process(self, p, *args):
-        extension.process(p)
+        ours.process(p)
 
     def before_process_batch(self, p, *args, **kwargs):
-        extension.before_batch(p)
+        ours.before_batch(p)
 
     def process_before_every_sampling(self, p, *args, **kwargs):
-        extension.before_sampling(p)
+        ours.before_sampling(p)
 
     def post_sample(self, p, ps, *args):
-        extension.post_sample(p, ps.samples)
+        ours.post_sample(p, ps.samples)
 
     def postprocess_batch(self, p, *args, **kwargs):
-        extension.postprocess_batch(p)
+        ours.postprocess_batch(p)
 
     def postprocess(self, p, processed, *args):
-        extension.postprocess(p, self.tabname, processed)
+        ours.postprocess(p, self.tabname, processed)
 
 
-extension.register_callbacks()
+ours.register_callbacks()

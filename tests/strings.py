@@ -14,8 +14,9 @@ from sdxl_optim.wording import to_translate
 PACKAGE = Path(declared.__file__).parent
 SENTENCES = ("*.py", "memory/*.py", "patches/*.py", "backends/*.py", "host/webui/*.py", "host/forge/*.py")
 # Their texts reach a command line, a file or a report of their own.
-ELSEWHERE = ("cli.py", "settings.py", "settings_table.py", "overrides.py", "presets.py", "preset_file.py", "words.py",
-             "errors.py", "doctor.py", "grid.py", "measure.py", "bench.py", "api.py", "machine.py")  # fmt: skip
+ELSEWHERE = ("cli.py", "settings.py", "settings_table.py", "overrides.py", "presets.py", "preset_library.py",
+             "words.py", "errors.py", "doctor.py", "grid.py", "measure.py", "bench.py", "api.py",
+             "machine.py")  # fmt: skip
 COMPONENTS = {"Button", "Accordion", "UploadButton", "ToolButton", "Textbox", "Radio", "Dropdown", "Slider", "HTML",
               "File", "Dataframe", "Gallery", "Checkbox", "InputAccordion"}  # fmt: skip
 SHOWN_BY = {"Note", "note", "words", "joined", "append", "show_plan", "_error", "as_html"}

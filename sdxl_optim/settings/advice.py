@@ -72,7 +72,7 @@ def _choice(m: Machine) -> list[str]:
 def _budget(gib: float) -> str | None:
     """The memory preset for a card of so many GiB; None where there is none or none is needed."""
     limits = (("vram-4gb", 5.5), ("vram-6gb", 7.5), ("vram-8gb", 9.5))
-    return next((name for name, limit in limits if gib < limit and presets.find(name)), None)
+    return next((name for name, limit in limits if gib < limit and presets.known.find(name)), None)
 
 
 def _flags(m: Machine) -> list[str]:

@@ -55,7 +55,7 @@ def from_given(values: dict[FieldPath, Any]) -> Settings:
 
 def preset_values(name: str | None) -> dict[FieldPath, Any]:
     """{path: value} of what the preset sets; nothing where there is none of that name."""
-    preset = presets.find(name) if isinstance(name, str) else None
+    preset = presets.known.find(name) if isinstance(name, str) else None
     return read_dict(preset.settings) if preset else {}
 
 

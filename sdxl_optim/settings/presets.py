@@ -1,5 +1,5 @@
-"""Presets: named settings with a sentence that says what they are for. Those of the project are declared here; one's
-own are added by the host, which keeps them in a file (preset_file.py).
+"""Presets: named settings with a sentence that says what they are for. Those of the project are declared here; the
+user's are added by their library (preset_library.py).
 
 The project's follow the conclusions of Felix Sanz's *Ultimate guide to optimizing Stable Diffusion XL*
 (https://www.felixsanz.dev/articles/ultimate-guide-to-optimizing-stable-diffusion-xl): 30 steps, guidance off for the
@@ -94,40 +94,37 @@ BUILT_IN = (
     ),
 )
 
-_own: dict[str, Preset] = {}
 
+class KnownPresets(Sequence):
+    """The presets that can be named at the moment: the project's, and the user's, which their library puts here.
 
-def set_own(presets: Iterable[Preset]) -> None:
-    """The user's own presets, in place of those known before."""
-    _own.clear()
-    _own.update((preset.name, preset) for preset in presets)
+    As a sequence it holds their names: the choices of the setting `preset`.
+    """
 
+    def __init__(self, built_in: Iterable[Preset]):
+        self.built_in = tuple(built_in)
+        self.own: tuple[Preset, ...] = ()
 
-def own() -> tuple[Preset, ...]:
-    return tuple(_own.values())
-
-
-def find(name: str | None) -> Preset | None:
-    return next((p for p in (*BUILT_IN, *own()) if p.name == name), None)
-
-
-def why_no_name(name: Any) -> str | None:
-    """None where one's own preset may be called so, else what is allowed."""
-    taken = {p.name for p in BUILT_IN} | {NONE, "off", "stock"}
-    ok = isinstance(name, str) and 0 < len(name) <= MAX_NAME and name == name.strip() and name.isprintable()
-    if ok and name.casefold() not in taken and not set(name) & set(',+"'):
-        return None
-    return f"1 to {MAX_NAME} characters without , + and quotation marks, other than {', '.join(sorted(taken))}"
-
-
-class Names(Sequence):
-    """The names of all presets as they are known at the moment: the choices of the setting `preset`."""
+    def find(self, name: str | None) -> Preset | None:
+        return next((p for p in (*self.built_in, *self.own) if p.name == name), None)
 
     def __len__(self) -> int:
-        return len(BUILT_IN) + len(_own)
+        return len(self.built_in) + len(self.own)
 
     def __getitem__(self, i):
         return tuple(self)[i]
 
     def __iter__(self) -> Iterator[str]:
-        return (p.name for p in (*BUILT_IN, *own()))
+        return (p.name for p in (*self.built_in, *self.own))
+
+
+known = KnownPresets(BUILT_IN)  # by which settings are read
+
+
+def why_no_name(name: Any) -> str | None:
+    """None where a user's preset may be called so, else what is allowed."""
+    taken = {p.name for p in BUILT_IN} | {NONE, "off", "stock"}
+    ok = isinstance(name, str) and 0 < len(name) <= MAX_NAME and name == name.strip() and name.isprintable()
+    if ok and name.casefold() not in taken and not set(name) & set(',+"'):
+        return None
+    return f"1 to {MAX_NAME} characters without , + and quotation marks, other than {', '.join(sorted(taken))}"

@@ -168,7 +168,7 @@ class Settings:
 
     enabled: bool = toggle(False, "SDXL Optim", "Switches everything below on.")
     preset: str | None = choice(
-        None, presets.Names(), "preset", "Settings by name. It fills what is not set otherwise.", nullable=True
+        None, presets.known, "preset", "Settings by name. It fills what is not set otherwise.", nullable=True
     )
     steps: int | None = slider(
         None, 1, 150, 1, "steps", "A number here replaces the request's steps.", nullable=True, in_ui=False

@@ -39,13 +39,13 @@ def test_the_choice(machine, expected):
 @pytest.mark.parametrize(("gib", "name"), [(4, "vram-4gb"), (6, "vram-6gb"), (8, "vram-8gb"), (12, None)])
 def test_the_memory_presets_are_advised_where_they_exist(gib, name, monkeypatch):
     made = tuple(presets.Preset(n, "") for n in ("vram-8gb", "vram-6gb", "vram-4gb"))
-    monkeypatch.setattr(presets, "BUILT_IN", made)
+    monkeypatch.setattr(presets.known, "built_in", made)
     text = f"choose the preset {name or 'balanced'}"
     assert text in advise(card(gib))[0]
     if name:
-        monkeypatch.setattr(presets, "BUILT_IN", ())
+        monkeypatch.setattr(presets.known, "built_in", ())
         assert BALANCED in advise(card(gib))[0]
-        monkeypatch.setattr(presets, "BUILT_IN", made)
+        monkeypatch.setattr(presets.known, "built_in", made)
         assert name not in advise(card(gib, medvram=True))[0]
         assert name not in advise(card(gib, host_offloads=True))[0]
 

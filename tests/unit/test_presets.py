@@ -10,7 +10,7 @@ from sdxl_optim.errors import SettingsError
 from sdxl_optim.planning.plan import make_plan
 from sdxl_optim.sampling.loop import Loop, Rows
 from sdxl_optim.settings import Settings, from_dict, overrides, presets
-from sdxl_optim.settings.preset_file import PresetFile, as_text, read
+from sdxl_optim.settings.preset_library import PresetLibrary, as_text, read
 from sdxl_optim.settings.presets import BUILT_IN, Preset
 
 FACTS = facts_for(Loop.of_steps([1] * 30), Rows(1, 1), 7.0, depth=9)
@@ -18,14 +18,14 @@ FACTS = facts_for(Loop.of_steps([1] * 30), Rows(1, 1), 7.0, depth=9)
 
 @pytest.fixture(autouse=True)
 def no_own():
-    presets.set_own(())
+    presets.known.own = ()
     yield
-    presets.set_own(())
+    presets.known.own = ()
 
 
 @pytest.fixture
 def file(tmp_path):
-    return PresetFile(tmp_path / "presets.json")
+    return PresetLibrary(tmp_path / "presets.json")
 
 
 # --- the project's
@@ -136,9 +136,9 @@ def test_saved_renamed_deleted_and_still_so_after_a_restart(file):
     file.save(mine("other", steps=None))
     file.rename("mine", "日常")
     file.delete("other")
-    presets.set_own(())
+    presets.known.own = ()
     assert file.load() is None
-    assert presets.own() == (mine("日常"),)
+    assert presets.known.own == (mine("日常"),)
     assert from_dict({"preset": "日常"}).deepcache.enabled
     with pytest.raises(SettingsError):
         from_dict({"preset": "mine"})
@@ -147,7 +147,7 @@ def test_saved_renamed_deleted_and_still_so_after_a_restart(file):
 def test_saving_again_replaces(file):
     file.save(mine())
     file.save(mine(steps=12))
-    assert presets.own() == (mine(steps=12),)
+    assert presets.known.own == (mine(steps=12),)
 
 
 @pytest.mark.parametrize("name", ["fastest", "FAST", "none", "off", "", " x", "a,b", "a+b", "x" * 41, "a\nb"])
@@ -165,14 +165,14 @@ def test_a_name_that_is_taken(file):
     for change in (lambda: file.rename("nobody", "x"), lambda: file.delete("fastest")):
         with pytest.raises(SettingsError, match="one of your own: mine, other"):
             change()
-    assert [p.name for p in presets.own()] == ["mine", "other"]
+    assert [p.name for p in presets.known.own] == ["mine", "other"]
 
 
 def test_export_and_import(file, tmp_path):
     file.save(mine())
-    text = as_text(list(presets.own()))
+    text = as_text(list(presets.known.own))
     assert file.bring_in(text) == ["mine 2"]
-    assert [p.name for p in presets.own()] == ["mine", "mine 2"]
+    assert [p.name for p in presets.known.own] == ["mine", "mine 2"]
     assert read(text) == ([mine()], [])
 
 
@@ -184,7 +184,7 @@ def test_a_broken_import_changes_nothing(file, text):
     before = file.path.read_text("utf-8")
     with pytest.raises(SettingsError):
         file.bring_in(text)
-    assert presets.own() == (mine(),)
+    assert presets.known.own == (mine(),)
     assert file.path.read_text("utf-8") == before
 
 
@@ -196,7 +196,7 @@ def test_a_broken_file_is_set_aside(file, content):
     assert len(aside) == 1
     assert aside[0].name in message
     assert aside[0].read_bytes() == content
-    assert presets.own() == ()
+    assert presets.known.own == ()
     file.save(mine())
     assert file.load() is None
 
@@ -215,7 +215,7 @@ def test_a_mark_that_an_editor_puts_in_front(file):
     text = as_text([mine()])
     file.path.write_text(text, "utf-8-sig")
     assert file.load() is None
-    assert presets.own() == (mine(),)
+    assert presets.known.own == (mine(),)
 
 
 def test_one_broken_entry_does_not_take_the_others_along(file):
@@ -225,15 +225,15 @@ def test_one_broken_entry_does_not_take_the_others_along(file):
     message = file.load()
     assert "bad" in message
     assert "99" in message
-    assert presets.own() == (mine(),)
+    assert presets.known.own == (mine(),)
 
 
 def test_what_can_not_be_written_changes_nothing(tmp_path):
     (tmp_path / "taken").write_text("a file where the folder should be")
-    file = PresetFile(tmp_path / "taken" / "presets.json")
+    file = PresetLibrary(tmp_path / "taken" / "presets.json")
     with pytest.raises(SettingsError, match="can be written"):
         file.save(mine())
-    assert presets.own() == ()
+    assert presets.known.own == ()
 
 
 def test_a_sparse_dict_holds_what_differs():

@@ -111,7 +111,7 @@ def test_the_plan_on_the_page_is_that_of_the_api(client, tab):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_preset_generates_and_its_report_is_its_plan(case, name):
-    request = {**SMALLER, "steps": presets.find(name).steps}
+    request = {**SMALLER, "steps": presets.known.find(name).steps}
     told = case.post("/sdxl-optim/plan", request=request, settings={"preset": name})["passes"]["base"]
     picture = case.txt2img({"preset": name}, **request)[0]
     report = reported(picture)[0]

@@ -52,9 +52,6 @@ class ActiveRuns:
                 run.resume()
 
 
-active = ActiveRuns()
-
-
 def count_stock(denoiser, rows: Callable[[], int]) -> None:
     """A call outside any run: where its request is measured, the rows that it puts through the UNet are counted."""
     p = getattr(denoiser, "p", None)

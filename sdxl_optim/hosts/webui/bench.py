@@ -18,9 +18,9 @@ from sdxl_optim.bench.results import Results, Row
 from sdxl_optim.bench.runner import Progress, Runner, Stopped
 from sdxl_optim.hosts.webui.adapter import backend, request_facts, sampling
 from sdxl_optim.hosts.webui.family import CHANNELS_LAST, FP32, NAME
-from sdxl_optim.hosts.webui.measure import Measurement
-from sdxl_optim.hosts.webui.tiny_decoder import why_not_at_hand
+from sdxl_optim.hosts.webui.measure import Measurer
 from sdxl_optim.hosts.webui.ui import TITLE
+from sdxl_optim.hosts.webui.tiny_decoder import why_not_at_hand
 
 JOB = "sdxl_optim_bench"
 
@@ -49,8 +49,9 @@ class Template:
 class WebUIHost:
     """The runner's host."""
 
-    def __init__(self, template: Template):
+    def __init__(self, template: Template, measurer: Measurer):
         self.template = template
+        self._measurer = measurer
 
     def why_not(self, case: Case) -> str:
         if case.change:
@@ -78,7 +79,7 @@ class WebUIHost:
         with queue_lock, closing(self._request(case, prompt)) as p:
             shared.state.begin(job=JOB)
             try:
-                Measurement(p, lambda row, done: made.append((done.images[0], row, done.infotexts[0])))
+                self._measurer.begin(p, lambda row, done: made.append((done.images[0], row, done.infotexts[0])))
                 process_images(p)
             finally:
                 shared.state.end()

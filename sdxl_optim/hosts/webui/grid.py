@@ -17,15 +17,13 @@ from sdxl_optim.bench.report import REPORT, in_short, write_report
 from sdxl_optim.bench.results import Results, Row
 from sdxl_optim.hosts.webui import options, request
 from sdxl_optim.hosts.webui.job import log
-from sdxl_optim.hosts.webui.measure import Measurement
+from sdxl_optim.hosts.webui.measure import Measurer
 from sdxl_optim.hosts.webui.xyz import PREFIX
 from sdxl_optim.settings import Settings
 from sdxl_optim.settings.overrides import OFF, runs_nothing
 
 NOTHING = "Nothing"
 CELL = re.compile(r"(\d+) out of (\d+)")  # how the host numbers a cell in state.job
-
-_current: Grid | None = None
 
 
 def results_folder() -> Path:
@@ -38,7 +36,8 @@ def results_folder() -> Path:
 class Grid:
     """One plot. Its cells are known by the host's own count of them, its pictures by identity."""
 
-    def __init__(self, axes: tuple):
+    def __init__(self, axes: tuple, measurer: Measurer):
+        self._measurer = measurer
         self.axes = axes  # the host's AxisInfo of x, y and z
         self.results = Results.create(results_folder(), "xyz", title="X/Y/Z plot", axes=self._about())
         self.finished = False
@@ -60,7 +59,7 @@ class Grid:
         case = "stock" if stock else " + ".join(ours) or OFF
         self._pristine.setdefault(group, _pristine(p))
         facts = {"case": case, "axes": values, "group": group, "stock": stock}
-        Measurement(p, self._keep, **facts)
+        self._measurer.begin(p, self._keep, **facts)
 
     def _keep(self, row: Row, processed) -> None:
         if processed.images:
@@ -93,7 +92,7 @@ class Grid:
             p = self._pristine[group]
             request.attach(p).is_reference = True
             facts = {"case": "stock", "group": group, "stock": True}
-            Measurement(p, lambda row, processed: self._append(row, processed), **facts)
+            self._measurer.begin(p, self._append, **facts)
             process_images(p)
 
     def drawn(self, image: Image.Image) -> Image.Image:
@@ -115,24 +114,39 @@ def _pristine(p):
     return copied
 
 
-def begin_cell(p, settings: Settings) -> None:
-    """Measure the request `p` if it is a cell of a plot with an axis of ours."""
-    global _current
-    own = request.attach(p)
-    if own.is_reference or own.measurement is not None or own.inside_measured:
-        return
-    if not _is_cell(p) or not options.chosen(options.MEASURE):
-        return
-    axes = (state.xyz_plot_x, state.xyz_plot_y, state.xyz_plot_z)
-    if not any(a.axis.label.startswith(PREFIX) for a in axes):
-        return
-    try:
-        values = _values(axes)
-        if _current is None or _current.axes[0] is not axes[0]:
-            _current = Grid(axes)
-        _current.begin_cell(p, settings, values)
-    except (OSError, ValueError) as error:  # the cell itself goes on
-        log.warning("this cell is not measured (%s: %s)", type(error).__name__, error)
+class Plots:
+    """The plot under way, or the last one."""
+
+    def __init__(self, measurer: Measurer):
+        self._measurer = measurer
+        self._current: Grid | None = None
+
+    def begin_cell(self, p, settings: Settings) -> None:
+        """Measure the request `p` if it is a cell of a plot with an axis of ours."""
+        own = request.attach(p)
+        if own.is_reference or own.measurement is not None or own.inside_measured:
+            return
+        if not _is_cell(p) or not options.chosen(options.MEASURE):
+            return
+        axes = (state.xyz_plot_x, state.xyz_plot_y, state.xyz_plot_z)
+        if not any(a.axis.label.startswith(PREFIX) for a in axes):
+            return
+        try:
+            values = _values(axes)
+            if self._current is None or self._current.axes[0] is not axes[0]:
+                self._current = Grid(axes, self._measurer)
+            self._current.begin_cell(p, settings, values)
+        except (OSError, ValueError) as error:  # the cell itself goes on
+            log.warning("this cell is not measured (%s: %s)", type(error).__name__, error)
+
+    def on_image_grid(self, params) -> None:
+        """The host is about to put pictures together: into a plot of ours once all of its cells are made."""
+        grid = self._current
+        if grid is None or not any(map(grid.has, params.imgs)):
+            return
+        if not grid.finished:
+            grid.finish()
+        params.imgs = [grid.drawn(image) for image in params.imgs]
 
 
 def _values(axes: tuple) -> dict[str, str]:
@@ -155,16 +169,6 @@ def _is_cell(p) -> bool:
     if not isinstance(selected, int) or not 0 < selected <= len(p.scripts.selectable_scripts):
         return False
     return type(p.scripts.selectable_scripts[selected - 1]).__module__ == "xyz_grid.py"
-
-
-def on_image_grid(params) -> None:
-    """The host is about to put pictures together: into a plot of ours once all of its cells are made."""
-    grid = _current
-    if grid is None or not any(map(grid.has, params.imgs)):
-        return
-    if not grid.finished:
-        grid.finish()
-    params.imgs = [grid.drawn(image) for image in params.imgs]
 
 
 def with_text(image: Image.Image, text: str) -> Image.Image:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -18,21 +19,36 @@ from sdxl_optim.hosts.webui.job import Job
 from sdxl_optim.hosts.webui.peaks import HighWater
 from sdxl_optim.sampling.loop import Counts
 
-_known: set[tuple] = set()  # what this process has computed before: another run of it compiles and loads nothing
+
+class Measurer:
+    """Begins measurements, and knows what this process has computed before: another run of it loads nothing."""
+
+    def __init__(self):
+        self._computed: set[tuple] = set()
+
+    def begin(self, p, done: Callable[[Row, object], None], **facts) -> None:
+        """Measure the request `p`. done: gets the finished row and the request's `processed`; a request that fails has
+        none. facts: columns that the caller knows."""
+        request.attach(p).measurement = Measurement(done, facts, self.is_first)
+
+    def is_first(self, p) -> bool:
+        """Whether no request of this checkpoint and size has come to its end here."""
+        key = (p.sd_model_name, p.width, p.height, p.batch_size)
+        first = key not in self._computed
+        self._computed.add(key)
+        return first
 
 
 class Measurement:
-    """From `begin` until `done` hands the finished row and its `processed` on. A request that fails has no row."""
+    """One request, from its beginning until its end."""
 
-    def __init__(self, p, done: Callable[[Row, object], None], **facts):
-        """facts: columns that the caller knows."""
-        self._done, self._facts = done, facts
+    def __init__(self, done: Callable[[Row, object], None], facts: dict[str, Any], is_first: Callable[[Any], bool]):
+        self._done, self._facts, self._is_first = done, facts, is_first
         self.counts = Counts()
         self._sampling = self._decode = 0.0
         self._lap: float | None = None
         self._peaks = HighWater(devices.device, shared.mem_mon).start() if _on_cuda() else None
         self._began = _now()
-        request.attach(p).measurement = self
 
     def sampling_begins(self) -> None:
         if self._lap is None:  # the hires pass goes on with the same lap
@@ -61,8 +77,6 @@ class Measurement:
 
     def _row(self, p, seconds: float, job: Job | None) -> Row:
         counts = self.counts if job is None else sum(_passes(job), Counts())
-        first = (p.sd_model_name, p.width, p.height, p.batch_size) not in _known
-        _known.add((p.sd_model_name, p.width, p.height, p.batch_size))
         allocated, reserved = self._peaks.read() if self._peaks else (None, None)
         facts = {
             "prompt": p.all_prompts[0],
@@ -77,7 +91,7 @@ class Measurement:
             "cfg": float(p.cfg_scale),
             "seed": p.all_seeds[0],
             "batch": p.batch_size,
-            "first_seconds": seconds if first else None,
+            "first_seconds": seconds if self._is_first(p) else None,
             "allocated_bytes": allocated,
             "reserved_bytes": reserved,
             "decoder": (job and job.report.decoder) or opts.sd_vae_decode_method,

@@ -3,9 +3,7 @@ run."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
@@ -13,16 +11,15 @@ from gradio.components import Component
 from gradio.context import Context
 from gradio.events import Dependency
 
-from sdxl_optim import settings as declared
 from sdxl_optim.errors import SettingsError
-from sdxl_optim.hosts.webui import preset_ui
+from sdxl_optim.hosts.webui import preset_ui, ui
+from sdxl_optim.hosts.webui.arguments import PRESET, names, settings_held
 from sdxl_optim.hosts.webui.foresight import NotForeseeable, foresee, in_words
 from sdxl_optim.hosts.webui.job import log
-from sdxl_optim.hosts.webui.machine import machine
+from sdxl_optim.hosts.webui.ui import Accordion
 from sdxl_optim.report import JobReport
 from sdxl_optim.sentences import report_lines
-from sdxl_optim.settings import presets
-from sdxl_optim.settings.advice import advise
+from sdxl_optim.settings.preset_library import PresetLibrary
 from sdxl_optim.wording import as_html, message
 
 # Fields of a request, and the components of a tab that hold them; {} is the tab's name.
@@ -57,46 +54,33 @@ ONLY_TXT2IMG = {"enable_hr", "hr_scale", "hr_resize_x", "hr_resize_y", "hr_secon
 SAME = {"hr_sampler_name": "Use same sampler", "hr_scheduler": "Use same scheduler"}
 
 
-@dataclass
-class Accordion:
-    """What ui.py has made: the settings' components in their fields' order, and the places that are filled in."""
-
-    fields: list[declared.Field]
-    components: list[Component]
-    paste_fields: list
-    plan: gr.HTML
-    proposal: gr.HTML
-    take: gr.Button
-    foresee: gr.Button
-    report: gr.HTML
-
-
-@dataclass
 class Page:
     """One tab. The host's components are noted as they are made; when its log is, all others are there."""
 
-    tab: str
-    accordion: Accordion | None = None
-    read_report: Callable[[], str] = lambda: ""
-    known: dict[str, Component] = field(default_factory=dict)
-    log: gr.HTML | None = None
-    _followed: set[int] = field(default_factory=set)
-    _waiting: list[Callable[[], None]] = field(default_factory=list)
+    def __init__(self, tab: str, presets: PresetLibrary, last_report: Callable[[], JobReport | None]):
+        """last_report: what the accordion shall show of the tab's last run."""
+        self.tab = tab
+        self._presets = presets
+        self._last_report = last_report
+        self._accordion: Accordion | None = None
+        self._known: dict[str, Component] = {}
+        self._log: gr.HTML | None = None
+        self._followed: set[int] = set()
 
-    def when_complete(self, connect: Callable[[], None]) -> None:
-        """Call `connect` once all of the tab's components are made."""
-        self._waiting.append(connect)
+    def build(self, elem_id) -> Accordion:
+        """Make the accordion. elem_id: the script's own function from a name to an element id."""
+        self._accordion = ui.build(elem_id, self._presets)
+        return self._accordion
 
     def after_component(self, component: Component) -> None:
         elem_id = getattr(component, "elem_id", None)
         if elem_id:
-            self.known[elem_id] = component
-        if self.accordion is None:
+            self._known[elem_id] = component
+        if self._accordion is None:
             return
-        if elem_id == f"html_log_{self.tab}" and isinstance(component, gr.HTML) and self.log is None:
-            self.log = component
-            for connect in (self._connect, *self._waiting):
-                connect()
+        if elem_id == f"html_log_{self.tab}" and isinstance(component, gr.HTML) and self._log is None:
+            self._log = component
+            self._connect()
         self._follow_runs()
 
     # --- the report
@@ -108,13 +92,13 @@ class Page:
         It follows the events themselves: the log's own change event stays away where the next text happens to be the
         same.
         """
-        if self.log is None:
+        if self._log is None:
             return
         for i, event, outputs in _events():
-            if self.log._id in outputs and i not in self._followed:
+            if self._log._id in outputs and i not in self._followed:
                 self._followed.add(i)
-                after = _after(self.log, event, i).then(
-                    self.read_report, outputs=[self.accordion.report], show_progress=False
+                after = _after(self._log, event, i).then(
+                    lambda: show_report(self._last_report()), outputs=[self._accordion.report], show_progress=False
                 )
                 after.then(None, _js=self._soon, inputs=None, outputs=None)
 
@@ -125,44 +109,51 @@ class Page:
         return f"() => {{ sdxlOptimPlanSoon('{self.tab}'); }}"
 
     def _connect(self) -> None:
-        a = self.accordion
-        request = {name: self.known.get(elem_id.format(self.tab)) for name, elem_id in REQUEST.items()}
+        a = self._accordion
+        request = {name: self._known.get(elem_id.format(self.tab)) for name, elem_id in REQUEST.items()}
         request = {name: c for name, c in request.items() if c is not None and self._has(name)}
         for component in [*request.values(), *a.components]:
             component.change(None, _js=self._soon, inputs=None, outputs=None)
 
         def show(*values):
-            names, *values = values
+            in_page, *values = values
             given = dict(zip(request, values, strict=False))
             held = values[len(request) :]
-            return *preset_ui.choices_now(names, held[a.components.index(preset)]), *self._foresee(given, held)
+            chosen = held[a.components.index(a.preset)]
+            return *preset_ui.choices_now(self._presets, in_page, chosen), *self._foresee(given, held)
 
-        preset = next(c for c, f in zip(a.components, a.fields, strict=True) if f.path == preset_ui.PRESET)
-        shown = gr.State(preset_ui.names())  # of presets, as this page has them
+        in_page = gr.State(names(self._presets))  # the presets, as this page has them
         a.foresee.click(
             show,
-            inputs=[shown, *request.values(), *a.components],
-            outputs=[preset, shown, a.plan, a.proposal, a.take],
+            inputs=[in_page, *request.values(), *a.components],
+            outputs=[a.preset, in_page, a.plan, a.proposal, a.take],
             show_progress=False,
             queue=False,
         )
         taken = [request[name] for name in ("steps", "refiner_switch_at") if name in request]
-        a.take.click(lambda name: _proposed(name)[: len(taken)], inputs=[preset], outputs=taken, show_progress=False)
+        a.take.click(
+            lambda name: preset_ui.proposed(self._presets, name)[: len(taken)],
+            inputs=[a.preset],
+            outputs=taken,
+            show_progress=False,
+        )
+        preset_ui.connect_own(self._presets, a.own_presets, a.preset, a.components, self._known[f"{self.tab}_steps"])
 
     def _has(self, name: str) -> bool:
         return self.tab == "txt2img" or name not in ONLY_TXT2IMG
 
     def _foresee(self, given: dict[str, Any], values: tuple) -> tuple[str, str, dict]:
         """The plan's line, the preset's proposals, and whether there is something to take."""
-        flat = {f.path: value for f, value in zip(self.accordion.fields, values, strict=True)}
+        flat = {f.path: value for f, value in zip(self._accordion.fields, values, strict=True)}
         if not flat["enabled",]:
             return "", "", gr.update(visible=False)
-        parts = _proposal(flat["preset",], given)
-        return self._line(given, flat), _about(flat["preset",], parts), gr.update(visible=bool(parts))
+        preset = self._presets.find(flat[PRESET])
+        parts = preset_ui.not_yet_taken(preset, given)
+        return self._line(given, values), preset_ui.about(preset, parts), gr.update(visible=bool(parts))
 
-    def _line(self, given: dict[str, Any], flat: dict) -> str:
+    def _line(self, given: dict[str, Any], values: tuple) -> str:
         try:
-            settings = preset_ui.settings_of(self.accordion.fields, flat.values())
+            settings = settings_held(values, self._presets)
             return show_plan(*in_words(foresee(as_request(given), settings, self.tab == "img2img")))
         except (SettingsError, NotForeseeable) as error:
             return show_plan([], [message("no plan yet: {reason}", reason=error)])
@@ -214,35 +205,3 @@ def show_report(report: JobReport | None) -> str:
         return ""
     rows = "".join(f"<li>{as_html(line)}</li>" for line in report_lines(report))
     return f"<div class='sdxl-optim-report'><b>What ran last</b><ul>{rows}</ul></div>"
-
-
-# --- what a preset proposes
-
-
-def _proposed(name: str) -> list:
-    preset = presets.find(name)
-    values = [preset.steps, preset.switch_at] if preset else [None, None]
-    return [gr.update() if value is None else value for value in values]
-
-
-def _proposal(name: str, given: dict[str, Any]) -> list[str]:
-    """What the preset proposes and the request has otherwise."""
-    preset = presets.find(name)
-    parts = []
-    if preset and preset.steps is not None and given.get("steps") != preset.steps:
-        parts.append(f"{preset.steps} steps")
-    at = preset.switch_at if preset and given.get("refiner") else None
-    if at is not None and given.get("refiner_switch_at") != at:
-        parts.append(f"refiner at {at:g}")
-    return parts
-
-
-def _about(name: str, parts: list[str]) -> str:
-    """What the chosen preset is for and proposes; without one, what to choose."""
-    preset = presets.find(name)
-    if preset is None:
-        rows = "".join(f"<p>{as_html(sentence)}</p>" for sentence in advise(machine()))
-        return f"<div class='sdxl-optim-proposal'>{rows}</div>"
-    about = f"<span>{html.escape(preset.about)}</span> " if preset.about else ""
-    proposed = f"<span>{as_html('proposed: ' + ', '.join(parts))}</span>" if parts else ""
-    return f"<div class='sdxl-optim-proposal'>{about}{proposed}</div>"

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 from modules import shared
 from sdxl_optim.hosts.webui import adapter, request
-from sdxl_optim.hosts.webui.active_runs import active
+from sdxl_optim.hosts.webui.active_runs import ActiveRuns
 from sdxl_optim.hosts.webui.job import Job
 from sdxl_optim.hosts.webui.stages import DENOISE, ENCODE, UPSCALE
 from sdxl_optim.planning.plan import make_plan
@@ -18,10 +18,10 @@ def pass_name(p) -> str:
     return "hires" if p.is_hr_pass else ("img2img" if hasattr(p, "init_images") else "base")
 
 
-def watch_sampler(p, job: Job | None) -> None:
+def watch_sampler(p, job: Job | None, runs: ActiveRuns) -> None:
     """Have p.sampler's next loop run inside a Run (or, where the extension is off for `p`, undisturbed by those of
     others)."""
-    if job is None and not active:
+    if job is None and not runs:
         return
     sampler, own = p.sampler, request.attach(p)
     if own.loop_awaited is not None:  # announced before, but its loop never began
@@ -31,10 +31,10 @@ def watch_sampler(p, job: Job | None) -> None:
         def launch_sampling(steps, func):
             own.loop_awaited.close()  # once: each loop is announced by itself
             own.loop_awaited = None
-            with active.suspended():
+            with runs.suspended():
                 if job is None:
                     return original(steps, func)
-                with _running(p, sampler, job, steps, func):
+                with _running(p, sampler, job, runs, steps, func):
                     return original(steps, func)
 
         return launch_sampling
@@ -44,14 +44,14 @@ def watch_sampler(p, job: Job | None) -> None:
 
 
 @contextmanager
-def _running(p, sampler, job: Job, steps: int, func) -> Iterator[None]:
+def _running(p, sampler, job: Job, runs: ActiveRuns, steps: int, func) -> Iterator[None]:
     settings = job.settings.for_hires() if p.is_hr_pass else job.settings
     plan = make_plan(settings, adapter.sampling.gather_facts(p, sampler, settings, steps, func))
     run = adapter.sampling.new_run(plan, pass_name(p))
     job.stages.ends(UPSCALE if p.is_hr_pass else ENCODE)
     job.report.add_pass(p.iteration, run.report)
     try:
-        with active.sampling(sampler, run), run:
+        with runs.sampling(sampler, run), run:
             yield
         run.report.stopped = shared.state.interrupted or shared.state.skipped
     finally:

@@ -1,72 +1,49 @@
-"""The accordion's row of presets, and one's own."""
+"""The accordion's row of presets, what they propose, and the user's own."""
 
 from __future__ import annotations
 
 import html
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.components import Component
 
-from modules import paths_internal
 from modules.ui_components import FormRow, ToolButton
 from sdxl_optim import settings as declared
 from sdxl_optim.errors import SettingsError
-from sdxl_optim.hosts.webui.job import log
-from sdxl_optim.settings import Field, Settings, presets
-from sdxl_optim.settings.preset_file import ENCODING, PresetFile, as_text
+from sdxl_optim.hosts.webui.arguments import PRESET, names, settings_held, shown, ui_fields
+from sdxl_optim.hosts.webui.machine import machine
+from sdxl_optim.settings.advice import advise
+from sdxl_optim.settings.preset_library import ENCODING, PresetLibrary, as_text
 from sdxl_optim.settings.presets import NONE, Preset
-
-PRESET = ("preset",)
-file = PresetFile(Path(paths_internal.data_path, "sdxl_optim_presets.json"))
-_message = ""  # of the last loading
+from sdxl_optim.wording import as_html
 
 
-def load() -> None:
-    """Read one's own presets; what is wrong with them shows in the log and in the accordion."""
-    global _message
-    _message = file.load() or ""
-    if _message:
-        log.warning("presets: %s", _message)
-
-
-def names() -> list[str]:
-    return [NONE, *presets.Names()]
-
-
-def settings_of(fields: list[Field], values: Iterable[Any]) -> Settings:
-    """What the accordion holds. A preset that another page has deleted is none: what it filled is there all the same.
-    Raises SettingsError."""
-    flat = {f.path: value for f, value in zip(fields, values, strict=False)}
-    if flat.get(PRESET) not in names():
-        flat[PRESET] = None
-    return declared.from_flat(flat)
-
-
-def choices_now(shown: list[str], chosen: str) -> tuple[Any, list[str]]:
-    """What the radio shall show in a page that shows these: other pages save and delete, too. Nothing where it is the
+def choices_now(presets: PresetLibrary, in_page: list[str], chosen: str) -> tuple[Any, list[str]]:
+    """What the radio shall show in a page that has these: other pages save and delete, too. Nothing where it is the
     same, as an update is a change that asks again."""
-    if shown == names():
-        return gr.update(), shown
-    return gr.update(choices=names(), value=chosen if chosen in names() else NONE), names()
+    now = names(presets)
+    if in_page == now:
+        return gr.update(), in_page
+    return gr.update(choices=now, value=chosen if chosen in now else NONE), now
 
 
 def undo_button(elem_id) -> ToolButton:
     return ToolButton("↶", elem_id=elem_id("preset_undo"), tooltip="Back to what was set before the preset")
 
 
-def connect_row(choose: gr.Radio, undo: gr.Button, fields: list[Field], components: list[Component]) -> None:
+def connect_row(presets: PresetLibrary, choose: gr.Radio, undo: gr.Button, components: list[Component]) -> None:
     """Choosing a preset fills all components but the switch; the button brings back what they held before."""
-    filled = [(f, c) for f, c in zip(fields, components, strict=True) if f.path != ("enabled",)]
+    filled = [(f, c) for f, c in zip(ui_fields(), components, strict=True) if f.path != ("enabled",)]
     before = gr.State(None)  # what they held before the last choice
     held = gr.State(NONE)  # the preset that the components were filled from
 
     def fill(last: str, *values):
         at = [f.path for f, _ in filled].index(PRESET)
-        if values[at] not in names():  # another page has deleted it, which this one is about to learn
+        if values[at] not in names(presets):  # another page has deleted it, which this one is about to learn
             return [last, None, *[gr.update()] * len(filled)]
         settings = declared.from_given({PRESET: values[at]})
         kept = [last if i == at else value for i, value in enumerate(values)]
@@ -84,13 +61,8 @@ def connect_row(choose: gr.Radio, undo: gr.Button, fields: list[Field], componen
     undo.click(back, inputs=[held, before], outputs=outputs, show_progress=False, queue=False)
 
 
-def shown(field: Field, value: Any) -> Any:
-    """A setting's value as its component holds it."""
-    return NONE if value is None and field.declaration.nullable else value
-
-
-def own_presets(elem_id) -> dict[str, Component]:
-    """The folded section in which one's own are kept."""
+def own_presets(elem_id, presets: PresetLibrary) -> dict[str, Component]:
+    """The folded section in which the user's own are kept."""
     parts = {}
     with gr.Accordion("Own presets", open=False, elem_id=elem_id("own_presets")):
         with FormRow():
@@ -104,14 +76,14 @@ def own_presets(elem_id) -> dict[str, Component]:
                 "Import", elem_id=elem_id("preset_import"), size="sm", min_width=80, file_types=[".json"]
             )
         parts["file"] = gr.File(visible=False, label="Exported presets", elem_id=elem_id("preset_file"))
-        message = f"<p>{html.escape(_message)}</p>" if _message else ""
+        message = f"<p>{html.escape(presets.message)}</p>" if presets.message else ""
         parts["answer"] = gr.HTML(message, elem_id=elem_id("preset_answer"), elem_classes=["sdxl-optim-answer"])
         parts["name"].do_not_save_to_config = True
     return parts
 
 
 def connect_own(
-    parts: dict[str, Component], choose: gr.Radio, fields: list[Field], components: list[Component], steps: Component
+    presets: PresetLibrary, parts: dict[str, Component], choose: gr.Radio, components: list[Component], steps: Component
 ) -> None:
     """steps: the tab's own slider, whose value is saved as the preset's proposal."""
 
@@ -123,28 +95,28 @@ def connect_own(
                 text, name = change(*values)
             except SettingsError as error:
                 return f"<p class='error'>{html.escape(str(error))}</p>", gr.update()
-            update = gr.update(choices=names()) if name is None else gr.update(choices=names(), value=name)
-            return f"<p>{text}</p>", update
+            value = {} if name is None else {"value": name}
+            return f"<p>{text}</p>", gr.update(choices=names(presets), **value)
 
         return answer
 
     def save(name: str, steps: float, *values):
-        kept = declared.to_sparse_dict(settings_of(fields, values))
+        kept = declared.to_sparse_dict(settings_held(values, presets))
         kept = {key: value for key, value in kept.items() if key not in ("enabled", "preset")}
-        file.save(Preset(name.strip(), "", kept, int(steps)))
+        presets.save(Preset(name.strip(), "", kept, int(steps)))
         return "Saved.", name.strip()
 
     def rename(new: str, old: str):
-        file.rename(old, new.strip())
+        presets.rename(old, new.strip())
         return "Renamed.", new.strip()
 
     def delete(name: str):
-        file.delete(name)
+        presets.delete(name)
         return "Deleted.", NONE
 
     def bring_in(upload):
         text = Path(upload.name).read_text(ENCODING, errors="replace")
-        return f"Imported: <span translate='no'>{html.escape(', '.join(file.bring_in(text)))}</span>", None
+        return f"Imported: <span translate='no'>{html.escape(', '.join(presets.bring_in(text)))}</span>", None
 
     outputs = [parts["answer"], choose]
     inputs = [parts["name"], steps, *components]
@@ -152,12 +124,43 @@ def connect_own(
     parts["rename"].click(answering(rename), inputs=[parts["name"], choose], outputs=outputs, show_progress=False)
     parts["delete"].click(answering(delete), inputs=[choose], outputs=outputs, show_progress=False)
     parts["import"].upload(answering(bring_in), inputs=[parts["import"]], outputs=outputs, show_progress=False)
-    parts["export"].click(_export, outputs=[parts["answer"], parts["file"]], show_progress=False)
+    parts["export"].click(lambda: _export(presets), outputs=[parts["answer"], parts["file"]], show_progress=False)
 
 
-def _export():
-    if not presets.own():
+def _export(presets: PresetLibrary):
+    if not presets.own:
         return "<p>There are no presets of your own yet.</p>", gr.update(visible=False)
     path = Path(tempfile.mkdtemp(prefix="sdxl-optim-")) / "sdxl_optim_presets.json"
-    path.write_text(as_text(list(presets.own())), "utf-8")
+    path.write_text(as_text(list(presets.own)), "utf-8")
     return "", gr.update(visible=True, value=str(path))
+
+
+# --- what a preset proposes
+
+
+def proposed(presets: PresetLibrary, name: str) -> list:
+    """The preset's steps and the refiner's switch, for their components."""
+    preset = presets.find(name)
+    values = [preset.steps, preset.switch_at] if preset else [None, None]
+    return [gr.update() if value is None else value for value in values]
+
+
+def not_yet_taken(preset: Preset | None, given: dict[str, Any]) -> list[str]:
+    """What the preset proposes and the request has otherwise."""
+    parts = []
+    if preset and preset.steps is not None and given.get("steps") != preset.steps:
+        parts.append(f"{preset.steps} steps")
+    at = preset.switch_at if preset and given.get("refiner") else None
+    if at is not None and given.get("refiner_switch_at") != at:
+        parts.append(f"refiner at {at:g}")
+    return parts
+
+
+def about(preset: Preset | None, parts: list[str]) -> str:
+    """What the chosen preset is for and proposes; without one, what to choose."""
+    if preset is None:
+        rows = "".join(f"<p>{as_html(sentence)}</p>" for sentence in advise(machine()))
+        return f"<div class='sdxl-optim-proposal'>{rows}</div>"
+    text = f"<span>{html.escape(preset.about)}</span> " if preset.about else ""
+    offered = f"<span>{as_html('proposed: ' + ', '.join(parts))}</span>" if parts else ""
+    return f"<div class='sdxl-optim-proposal'>{text}{offered}</div>"

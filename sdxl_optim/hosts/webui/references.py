@@ -17,33 +17,32 @@ class Reference:
     sampler: str
 
 
-_last: dict[tuple, Reference] = {}
+class StockRuns:
+    """The last stock run of each checkpoint and size that came to its end."""
 
+    def __init__(self):
+        self._last: dict[tuple, Reference] = {}
 
-def stock_begins(p) -> None:
-    request.attach(p).started = time.perf_counter()
+    def begins(self, p) -> None:
+        request.attach(p).started = time.perf_counter()
 
+    def batch_ends(self, p) -> None:
+        """The host forgets by the next batch that one was skipped."""
+        if shared.state.skipped:
+            request.attach(p).started = None
 
-def batch_ends(p) -> None:
-    """The host forgets by the next batch that one was skipped."""
-    if shared.state.skipped:
-        request.attach(p).started = None
+    def ends(self, p) -> None:
+        own = request.attach(p)
+        started, own.started = own.started, None
+        if started is not None and not _cut_short():
+            self._last[_key(p)] = Reference(time.perf_counter() - started, p.steps, p.sampler_name)
 
-
-def stock_ends(p) -> None:
-    """A stock run that came to its end is the reference for its checkpoint and size."""
-    own = request.attach(p)
-    started, own.started = own.started, None
-    if started is not None and not _cut_short():
-        _last[_key(p)] = Reference(time.perf_counter() - started, p.steps, p.sampler_name)
-
-
-def compared(p, seconds: float) -> Comparison | None:
-    """Where there is a stock run of the request's checkpoint and size."""
-    reference = _last.get(_key(p))
-    if reference is None or _cut_short():
-        return None
-    return Comparison(seconds, reference.seconds, reference.steps, reference.sampler)
+    def compared(self, p, seconds: float) -> Comparison | None:
+        """Where there is a stock run of the request's checkpoint and size."""
+        reference = self._last.get(_key(p))
+        if reference is None or _cut_short():
+            return None
+        return Comparison(seconds, reference.seconds, reference.steps, reference.sampler)
 
 
 def _cut_short() -> bool:

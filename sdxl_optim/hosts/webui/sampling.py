@@ -11,7 +11,7 @@ import torch
 from modules import prompt_parser, sd_hijack, sd_models, sd_unet, shared
 from modules.shared import opts
 from sdxl_optim.hosts.webui import backend
-from sdxl_optim.hosts.webui.active_runs import active, count_stock
+from sdxl_optim.hosts.webui.active_runs import ActiveRuns, count_stock
 from sdxl_optim.hosts.webui.facts import scheduled, timesteps, to_refiner, tokens, unet_facts
 from sdxl_optim.hosts.webui.rehearsal import rehearse
 from sdxl_optim.hosts.webui.request import job_of
@@ -140,12 +140,12 @@ def _progress(denoiser, total: int) -> Callable[[int, float], float]:
 # --- in the loop
 
 
-def on_cfg_denoiser(params) -> None:
+def on_cfg_denoiser(params, runs: ActiveRuns) -> None:
     """The host's callback before each model evaluation."""
     denoiser = params.denoiser
-    run = active.run_of(denoiser)
+    run = runs.run_of(denoiser)
     if run is None:
-        active.foreign_call_begins()
+        runs.foreign_call_begins()
         count_stock(denoiser, lambda: _stock_rows(denoiser, params))
         return
     _follow_model(run, denoiser.p)

@@ -22,6 +22,7 @@ from sdxl_optim.errors import SettingsError
 from sdxl_optim.hosts.webui import lpips_offer
 from sdxl_optim.hosts.webui.bench import BenchJob, Template, WebUIHost
 from sdxl_optim.hosts.webui.grid import results_folder
+from sdxl_optim.hosts.webui.measure import Measurer
 from sdxl_optim.hosts.webui.ui import TITLE
 from sdxl_optim.wording import as_html, joined, message
 
@@ -32,24 +33,100 @@ NO_REFINER = "None"
 EVERY_SECONDS = 0.5
 MAX_PICTURES = 60
 
-_job: BenchJob | None = None
 
+class BenchTab:
+    """The tab, and the benchmark that was started last, which goes on when the page is closed."""
 
-def build() -> list[tuple[gr.Blocks, str, str]]:
-    """The host's on_ui_tabs."""
-    with gr.Blocks(analytics_enabled=False) as blocks, gr.Row():
-        with gr.Column(scale=2):
-            request, start, stop, status = _inputs()
-        with gr.Column(scale=3):
-            chosen, other, refresh, delete, compare, view = _results()
-        shown = [chosen, other, *view]
-        start.click(_start, inputs=request, outputs=[status, *shown], show_progress=False)
-        stop.click(_stop, outputs=[status], show_progress=False)
-        refresh.click(_follow, outputs=[status, *shown], show_progress=False)
-        chosen.input(_show_named, inputs=[chosen], outputs=view, show_progress=False)
-        delete.click(_delete, inputs=[chosen], outputs=[status, *shown], show_progress=False)
-        compare.click(_compare, inputs=[chosen, other], outputs=view, show_progress=False)
-    return [(blocks, TITLE, "sdxl_optim")]
+    def __init__(self, measurer: Measurer):
+        self._measurer = measurer
+        self._job: BenchJob | None = None
+
+    def build(self) -> list[tuple[gr.Blocks, str, str]]:
+        """The host's on_ui_tabs."""
+        with gr.Blocks(analytics_enabled=False) as blocks, gr.Row():
+            with gr.Column(scale=2):
+                request, start, stop, status = _inputs()
+            with gr.Column(scale=3):
+                chosen, other, refresh, delete, compare, view = _results()
+            shown = [chosen, other, *view]
+            start.click(self._start, inputs=request, outputs=[status, *shown], show_progress=False)
+            stop.click(self._stop, outputs=[status], show_progress=False)
+            refresh.click(self._follow, outputs=[status, *shown], show_progress=False)
+            chosen.input(self._show_named, inputs=[chosen], outputs=view, show_progress=False)
+            delete.click(self._delete, inputs=[chosen], outputs=[status, *shown], show_progress=False)
+            compare.click(_compare, inputs=[chosen, other], outputs=view, show_progress=False)
+        return [(blocks, TITLE, "sdxl_optim")]
+
+    # --- running
+
+    def _start(
+        self, what, cases, prompts, negative, sampler, refiner, steps, cfg, width, height, runs, warm_up
+    ) -> Iterator:
+        nothing = [gr.update()] * 7
+        if self._running:
+            yield from self._follow()
+            return
+        try:
+            chosen = article.article_cases() if what == ARTICLE else reading.cases_of(cases)
+        except SettingsError as error:
+            yield _error(str(error)), *nothing
+            return
+        read = reading.prompts_of(prompts) or list(ARTICLE_PROMPTS)
+        template = Template(
+            int(steps), cfg, int(width), int(height), sampler, negative, "" if refiner == NO_REFINER else refiner
+        )
+        title = "the article's table" if what == ARTICLE else "benchmark"
+        results = Results.create(results_folder(), "bench", title=title)
+        host = WebUIHost(template, self._measurer)
+        self._job = BenchJob(Runner(host, results, chosen, read, int(runs), int(warm_up)))
+        yield from self._follow()
+
+    def _follow(self) -> Iterator:
+        """The running benchmark until its end; without one, the newest result."""
+        job, seen = self._job, None
+        while job is not None and job.running:
+            done = job.progress.done if job.progress else 0
+            view = [gr.update()] * 7 if done == seen else [*_lists(job.results), *_view(job.results, pictures=False)]
+            seen = done
+            yield _status(job), *view
+            time.sleep(EVERY_SECONDS)
+        newest = job.results if job else next(iter(listed(results_folder())), None)
+        yield _status(job) if job else "", *_lists(newest), *self._show(newest)
+
+    def _stop(self) -> str:
+        if not self._running:
+            return ""
+        self._job.stop()
+        return _status(self._job)
+
+    @property
+    def _running(self) -> bool:
+        return self._job is not None and self._job.running
+
+    # --- looking
+
+    def _show_named(self, name: str | None) -> list:
+        return self._show(_named(name))
+
+    def _show(self, results: Results | None) -> list:
+        """A result that is finished, or was torn by a crash: its files are written anew."""
+        if results is None:
+            return _view(None)
+        running = self._running and self._job.results.folder == results.folder
+        if not running:
+            write_report(results)
+        return _view(results)
+
+    def _delete(self, name: str | None) -> list:
+        results = _named(name)
+        if results is None:
+            return [_error("No result is chosen."), *_lists(None), *_view(None)]
+        if self._running and self._job.results.folder == results.folder:
+            return [_error("This result is being made; stop it first."), *[gr.update()] * 7]
+        results.delete()
+        newest = next(iter(listed(results_folder())), None)
+        deleted = message("{name} is deleted.", name=results.folder.name)
+        return [f"<p>{as_html(deleted)}</p>", *_lists(newest), *self._show(newest)]
 
 
 def _inputs() -> tuple[list, gr.Button, gr.Button, gr.HTML]:
@@ -109,49 +186,6 @@ def _results() -> tuple:
     return chosen, other, refresh, delete, compare, [about, table, drawn, gallery, text]
 
 
-# --- running
-
-
-def _start(what, cases, prompts, negative, sampler, refiner, steps, cfg, width, height, runs, warm_up) -> Iterator:
-    global _job
-    nothing = [gr.update()] * 7
-    if _job is not None and _job.running:
-        yield from _follow()
-        return
-    try:
-        chosen = article.article_cases() if what == ARTICLE else reading.cases_of(cases)
-    except SettingsError as error:
-        yield _error(str(error)), *nothing
-        return
-    read = reading.prompts_of(prompts) or list(ARTICLE_PROMPTS)
-    template = Template(
-        int(steps), cfg, int(width), int(height), sampler, negative, "" if refiner == NO_REFINER else refiner
-    )
-    results = Results.create(results_folder(), "bench", title="the article's table" if what == ARTICLE else "benchmark")
-    _job = BenchJob(Runner(WebUIHost(template), results, chosen, read, int(runs), int(warm_up)))
-    yield from _follow()
-
-
-def _follow() -> Iterator:
-    """The running benchmark until its end; without one, the newest result."""
-    job, seen = _job, None
-    while job is not None and job.running:
-        done = job.progress.done if job.progress else 0
-        view = [gr.update()] * 7 if done == seen else [*_lists(job.results), *_view(job.results, pictures=False)]
-        seen = done
-        yield _status(job), *view
-        time.sleep(EVERY_SECONDS)
-    newest = job.results if job else next(iter(listed(results_folder())), None)
-    yield _status(job) if job else "", *_lists(newest), *_show(newest)
-
-
-def _stop() -> str:
-    if _job is None or not _job.running:
-        return ""
-    _job.stop()
-    return _status(_job)
-
-
 def _status(job: BenchJob) -> str:
     p = job.progress
     if job.error:
@@ -192,20 +226,6 @@ def _named(name: str | None) -> Results | None:
 def _lists(chosen: Results | None) -> list[dict]:
     names = _names()
     return [gr.update(choices=names, value=chosen.folder.name if chosen else None), gr.update(choices=names)]
-
-
-def _show_named(name: str | None) -> list:
-    return _show(_named(name))
-
-
-def _show(results: Results | None) -> list:
-    """A result that is finished, or was torn by a crash: its files are written anew."""
-    if results is None:
-        return _view(None)
-    running = _job is not None and _job.running and _job.results.folder == results.folder
-    if not running:
-        write_report(results)
-    return _view(results)
 
 
 def _view(results: Results | None, pictures: bool = True) -> list:
@@ -255,18 +275,6 @@ def _short(path: Path) -> str:
 def _pictures(results: Results, rows: list[Row]) -> list[tuple[str, str]]:
     first = [row for row in rows if row.run == 1 and row.picture][:MAX_PICTURES]
     return [(str(results.folder / PICTURES / r.picture), f"{r.case}, {r.group}: {in_short(r)}") for r in first]
-
-
-def _delete(name: str | None) -> list:
-    results = _named(name)
-    if results is None:
-        return [_error("No result is chosen."), *_lists(None), *_view(None)]
-    if _job is not None and _job.running and _job.results.folder == results.folder:
-        return [_error("This result is being made; stop it first."), *[gr.update()] * 7]
-    results.delete()
-    newest = next(iter(listed(results_folder())), None)
-    deleted = message("{name} is deleted.", name=results.folder.name)
-    return [f"<p>{as_html(deleted)}</p>", *_lists(newest), *_show(newest)]
 
 
 def _compare(name: str | None, other: str | None) -> list:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import gradio as gr
 
 from modules import shared
 from modules.infotext_utils import PasteField
 from modules.ui_components import FormRow, InputAccordion
-from sdxl_optim import settings as declared
 from sdxl_optim.hosts.webui import backend_ui, infotext, preset_ui
-from sdxl_optim.hosts.webui.page import Accordion, Page
+from sdxl_optim.hosts.webui.arguments import PRESET, shown, ui_fields
 from sdxl_optim.hosts.webui.tiny_decoder import copy_decoder
 from sdxl_optim.settings import Field, FieldPath
+from sdxl_optim.settings.preset_library import PresetLibrary
 from sdxl_optim.settings.presets import NONE
 from sdxl_optim.wording import as_html, pieces
 
@@ -23,11 +24,33 @@ TITLE = "SDXL Optim"
 Rows = tuple[tuple[str, ...], ...]  # names of settings, side by side
 
 
-def ui_fields() -> list[Field]:
-    return [f for f in declared.fields() if f.declaration.in_ui]
+@dataclass(frozen=True)
+class Accordion:
+    """The settings' components in their fields' order, and the places that are filled in."""
+
+    fields: list[Field]
+    components: list[gr.components.Component]
+    preset: gr.Radio  # among the components
+    own_presets: dict[str, gr.components.Component]
+    plan: gr.HTML
+    proposal: gr.HTML
+    take: gr.Button
+    foresee: gr.Button
+    report: gr.HTML
+
+    @property
+    def paste_fields(self) -> list[PasteField]:
+        """By which the host fills the components from infotext."""
+        pairs = zip(self.components, self.fields, strict=True)
+        return [PasteField(component, infotext.FieldReader(field), api=None) for component, field in pairs]
+
+    @property
+    def paste_names(self) -> list[str]:
+        """The infotext keys."""
+        return [field.infotext_key for field in self.fields]
 
 
-def build(elem_id, page: Page) -> Accordion:
+def build(elem_id, presets: PresetLibrary) -> Accordion:
     """Make the accordion. elem_id: the script's own function from a name to an element id."""
     parts: dict[FieldPath, gr.components.Component] = {}
     by_path = {f.path: f for f in ui_fields()}
@@ -61,7 +84,7 @@ def build(elem_id, page: Page) -> Accordion:
     with add("enabled"):
         plan = gr.HTML("", elem_id=elem_id("plan"))
         with FormRow(elem_classes=["sdxl-optim-presets"]):
-            choose = add("preset")
+            add("preset")
             undo = preset_ui.undo_button(elem_id)
         with gr.Row(elem_classes=["sdxl-optim-proposals"]):
             proposal = gr.HTML("", elem_id=elem_id("proposal"))
@@ -76,7 +99,7 @@ def build(elem_id, page: Page) -> Accordion:
             with FormRow():
                 add("hires", "mode")
             techniques("hires")
-        own = preset_ui.own_presets(elem_id)
+        own = preset_ui.own_presets(elem_id, presets)
         if not shared.cmd_opts.hide_ui_dir_config:
             _tiny_decoder_file(elem_id)
         report = gr.HTML("", elem_id=elem_id("report"))
@@ -88,19 +111,8 @@ def build(elem_id, page: Page) -> Accordion:
         raise RuntimeError(f"the accordion has no place for {missing}")
     fields = ui_fields()
     components = [parts[f.path] for f in fields]
-    preset_ui.connect_row(choose, undo, fields, components)
-    page.when_complete(lambda: preset_ui.connect_own(own, choose, fields, components, page.known[f"{page.tab}_steps"]))
-    page.accordion = Accordion(
-        fields,
-        components,
-        [PasteField(c, infotext.FieldReader(f), api=None) for f, c in zip(fields, components, strict=True)],
-        plan,
-        proposal,
-        take,
-        foresee,
-        report,
-    )
-    return page.accordion
+    preset_ui.connect_row(presets, parts[PRESET], undo, components)
+    return Accordion(fields, components, parts[PRESET], own, plan, proposal, take, foresee, report)
 
 
 def _vae_and_memory(add: Callable, elem_id) -> None:
@@ -135,7 +147,7 @@ def _component(field: Field, elem_id) -> gr.components.Component:
         return InputAccordion(d.default, **common)
     if d.kind == "choice":
         if d.nullable:
-            return gr.Radio([NONE, *d.choices], value=preset_ui.shown(field, d.default), **common)
+            return gr.Radio([NONE, *d.choices], value=shown(field, d.default), **common)
         return gr.Radio(list(d.choices), value=d.default, **common)
     return gr.Slider(d.lo, d.hi, value=d.default, step=d.step, **common)
 

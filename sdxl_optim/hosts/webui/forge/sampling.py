@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from modules import devices, sd_hijack, sd_models, shared
-from sdxl_optim.hosts.webui.active_runs import active, count_stock
+from sdxl_optim.hosts.webui.active_runs import ActiveRuns, count_stock
 from sdxl_optim.hosts.webui.facts import scheduled, timesteps, to_refiner, tokens, unet_facts
 from sdxl_optim.hosts.webui.forge import backend
 from sdxl_optim.hosts.webui.forge.rules import (
@@ -123,12 +123,12 @@ def _together(cond, uncond, call: int) -> bool:
 # --- in the loop
 
 
-def on_cfg_denoiser(params) -> None:
+def on_cfg_denoiser(params, runs: ActiveRuns) -> None:
     """The host's callback before each model evaluation. (On Forge it may change nothing but the tensors.)"""
     denoiser = params.denoiser
-    run = active.run_of(denoiser)
+    run = runs.run_of(denoiser)
     if run is None:
-        active.foreign_call_begins()
+        runs.foreign_call_begins()
         count_stock(denoiser, lambda: _stock_rows(denoiser, params))
     else:
         run.follow(denoiser)

@@ -151,7 +151,7 @@ def arm(act: str = Body(...), where: str = Body("postprocess_image"), settings: 
 def infotext_roundtrip(settings: list = Body(..., embed=True)):  # noqa: B008
     """Each of `settings` as infotext, read by the host, and by the functions that fill the page's components."""
     from sdxl_optim import settings as declared
-    from sdxl_optim.hosts.webui import infotext, ui
+    from sdxl_optim.hosts.webui import arguments, infotext
 
     answers = []
     for given in settings:
@@ -159,7 +159,7 @@ def infotext_roundtrip(settings: list = Body(..., embed=True)):  # noqa: B008
         line = ", ".join(f"{key}: {infotext_utils.quote(value)}" for key, value in entries.items())
         text = f"a prompt\nNegative prompt: none\nSteps: 20, Sampler: Euler, CFG scale: 7.0, Seed: 1, {line}"
         params = infotext_utils.parse_generation_parameters(text)
-        pasted = {field.path: infotext.FieldReader(field)(params) for field in ui.ui_fields()}
+        pasted = {field.path: infotext.FieldReader(field)(params) for field in arguments.ui_fields()}
         answers.append({
             "infotext": line,
             "read": declared.to_dict(infotext.read(params)),

@@ -1,4 +1,4 @@
-"""One's own presets in a JSON file: {"presets": {name: {"about", "settings", "steps", "switch_at"}}}.
+"""The user's presets in a JSON file: {"presets": {name: {"about", "settings", "steps", "switch_at"}}}.
 
 What can't be read is never overwritten: the file is copied aside first, and said so.
 """
@@ -14,35 +14,52 @@ from sdxl_optim import settings as declared
 from sdxl_optim.errors import SettingsError
 from sdxl_optim.files import write_atomically
 from sdxl_optim.settings import presets
-from sdxl_optim.settings.presets import Preset
+from sdxl_optim.settings.presets import KnownPresets, Preset
 
 STEPS = declared.Declaration("slider", None, "steps", "", 1, 150, 1, nullable=True)
 ENCODING = "utf-8-sig"  # some editors put a mark in front
 SWITCH_AT = declared.Declaration("slider", None, "switch at", "", 0.01, 1.0, 0.01, nullable=True)
 
 
-class PresetFile:
-    """Keeps `presets` and the file equal. Every change is written at once; each method that fails raises SettingsError
-    and has changed nothing."""
+class PresetLibrary:
+    """All presets, of which the user's are kept in a file. Every change is written at once; each method that fails
+    raises SettingsError and has changed nothing."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, known: KnownPresets = presets.known):
         self.path = path
+        self._known = known
+        self.message: str | None = None  # of the last loading, for the user
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._known)
+
+    @property
+    def own(self) -> tuple[Preset, ...]:
+        return self._known.own
+
+    def find(self, name: str | None) -> Preset | None:
+        return self._known.find(name)
+
+    # --- from the file
 
     def load(self) -> str | None:
         """Read the file. The answer is one sentence for the user where something in it could not be read."""
-        presets.set_own(())
+        self._known.own, self.message = self._read()
+        return self.message
+
+    def _read(self) -> tuple[tuple[Preset, ...], str | None]:
         try:
             text = self.path.read_text(ENCODING)
         except FileNotFoundError:
-            return None
+            return (), None
         except (OSError, UnicodeDecodeError) as error:
-            return self._set_aside(f"{self.path.name} can't be read ({type(error).__name__})")
+            return (), self._set_aside(f"{self.path.name} can't be read ({type(error).__name__})")
         try:
             found, wrong = read(text)
         except SettingsError as error:
-            return self._set_aside(str(error))
-        presets.set_own(found)
-        return self._set_aside("; ".join(wrong)) if wrong else None
+            return (), self._set_aside(str(error))
+        return tuple(found), self._set_aside("; ".join(wrong)) if wrong else None
 
     def _set_aside(self, reason: str) -> str:
         stem, suffix = self.path.stem, self.path.suffix
@@ -56,29 +73,31 @@ class PresetFile:
             return f"{reason}. {self.path} could not be copied aside ({type(error).__name__})."
         return f"{reason}. The file is kept as {aside.name}; all that could be read is there."
 
+    # --- changes
+
     def save(self, preset: Preset) -> None:
         """Add it, or replace the one of its name."""
         _check_name(preset.name)
-        self._write([*(p for p in presets.own() if p.name != preset.name), preset])
+        self._write([*(p for p in self.own if p.name != preset.name), preset])
 
     def rename(self, old: str, new: str) -> None:
         _check_name(new)
-        chosen = _own(old)
-        if new != old and new in presets.Names():
+        chosen = self._find_own(old)
+        if new != old and new in self._known:
             raise SettingsError("preset", new, "a name that no other preset has")
         renamed = Preset(new, chosen.about, chosen.settings, chosen.steps, chosen.switch_at)
-        self._write([renamed if p.name == old else p for p in presets.own()])
+        self._write([renamed if p.name == old else p for p in self.own])
 
     def delete(self, name: str) -> None:
-        _own(name)
-        self._write([p for p in presets.own() if p.name != name])
+        self._find_own(name)
+        self._write([p for p in self.own if p.name != name])
 
     def bring_in(self, text: str) -> list[str]:
         """Add the presets of an exported file, and return their names; one whose name is taken gets a number."""
         found, wrong = read(text)
         if wrong:
             raise SettingsError("preset", wrong[0], "presets that are all right")
-        kept, names = list(presets.own()), []
+        kept, names = list(self.own), []
         for p in found:
             name = _free_name(p.name, {q.name for q in kept})
             kept.append(Preset(name, p.about, p.settings, p.steps, p.switch_at))
@@ -86,13 +105,20 @@ class PresetFile:
         self._write(kept)
         return names
 
+    def _find_own(self, name: str) -> Preset:
+        chosen = next((p for p in self.own if p.name == name), None)
+        if chosen is None:
+            names = ", ".join(p.name for p in self.own) or "none yet"
+            raise SettingsError("preset", name, f"one of your own: {names}")
+        return chosen
+
     def _write(self, kept: list[Preset]) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path, as_text(kept))
         except OSError as error:
             raise SettingsError("presets file", str(self.path), f"a file that can be written ({error})") from None
-        presets.set_own(kept)
+        self._known.own = tuple(kept)
 
 
 def as_text(chosen: list[Preset]) -> str:
@@ -135,14 +161,6 @@ def _check_name(name: str) -> None:
     allowed = presets.why_no_name(name)
     if allowed:
         raise SettingsError("preset name", name, allowed)
-
-
-def _own(name: str) -> Preset:
-    chosen = next((p for p in presets.own() if p.name == name), None)
-    if chosen is None:
-        names = ", ".join(p.name for p in presets.own()) or "none yet"
-        raise SettingsError("preset", name, f"one of your own: {names}")
-    return chosen
 
 
 def _free_name(name: str, taken: set[str]) -> str:
