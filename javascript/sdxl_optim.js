@@ -37,15 +37,37 @@ function sdxlOptimGreyOut() {
     });
 }
 
-// The live plan is asked for by a hidden button, once the controls have been still for a moment.
+// One of our hidden buttons, which Python answers.
+function sdxlOptimClick(tab, name) {
+    const button = gradioApp().getElementById(`script_${tab}_sdxl_optim_${name}`);
+    if (button) button.click();
+}
+
+// The live plan is asked for once the controls have been still for a moment.
 const sdxlOptimTimers = {};
 
 function sdxlOptimPlanSoon(tab) {
     clearTimeout(sdxlOptimTimers[tab]);
     sdxlOptimTimers[tab] = setTimeout(function() {
-        const button = gradioApp().getElementById(`script_${tab}_sdxl_optim_foresee`);
-        if (button) button.click();
+        sdxlOptimClick(tab, 'foresee');
     }, 250);
+}
+
+// Every run writes the tab's log, which is pending meanwhile. (Its text may be the same afterwards, and its element is
+// then not touched.) gradio 3 marks the log's parent as pending, gradio 4 its child.
+function sdxlOptimFollowRuns(tab) {
+    const log = gradioApp().getElementById(`html_log_${tab}`);
+    if (!log) return;
+    const observer = new MutationObserver(function(changes) {
+        const ended = changes.some(change =>
+            /\bpending\b/.test(change.oldValue) && !change.target.classList.contains('pending'));
+        if (!ended) return;
+        sdxlOptimClick(tab, 'show_report');
+        sdxlOptimPlanSoon(tab);
+    });
+    const classes = {attributeFilter: ['class'], attributeOldValue: true};
+    observer.observe(log.parentElement, classes);
+    observer.observe(log, {...classes, subtree: true});
 }
 
 function sdxlOptimPlansSoon() {
@@ -55,6 +77,7 @@ function sdxlOptimPlansSoon() {
 onUiLoaded(function() {
     sdxlOptimShowHelp();
     sdxlOptimGreyOut();
+    ['txt2img', 'img2img'].forEach(sdxlOptimFollowRuns);
     sdxlOptimPlansSoon();
 });
 onOptionsChanged(sdxlOptimPlansSoon); // another checkpoint, for one

@@ -19,8 +19,8 @@ from sdxl_optim.bench.runner import Progress, Runner, Stopped
 from sdxl_optim.hosts.webui.adapter import backend, request_facts, sampling
 from sdxl_optim.hosts.webui.family import CHANNELS_LAST, FP32, NAME
 from sdxl_optim.hosts.webui.measure import Measurer
-from sdxl_optim.hosts.webui.ui import TITLE
 from sdxl_optim.hosts.webui.tiny_decoder import why_not_at_hand
+from sdxl_optim.hosts.webui.ui import TITLE
 
 JOB = "sdxl_optim_bench"
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import gradio as gr
 from gradio.components import Component
-from gradio.context import Context
-from gradio.events import Dependency
 
 from sdxl_optim.errors import SettingsError
 from sdxl_optim.hosts.webui import preset_ui, ui
@@ -64,8 +62,7 @@ class Page:
         self._last_report = last_report
         self._accordion: Accordion | None = None
         self._known: dict[str, Component] = {}
-        self._log: gr.HTML | None = None
-        self._followed: set[int] = set()
+        self._connected = False
 
     def build(self, elem_id) -> Accordion:
         """Make the accordion. elem_id: the script's own function from a name to an element id."""
@@ -76,44 +73,27 @@ class Page:
         elem_id = getattr(component, "elem_id", None)
         if elem_id:
             self._known[elem_id] = component
-        if self._accordion is None:
+        if self._accordion is None or self._connected:
             return
-        if elem_id == f"html_log_{self.tab}" and isinstance(component, gr.HTML) and self._log is None:
-            self._log = component
+        if elem_id == f"html_log_{self.tab}" and isinstance(component, gr.HTML):
+            self._connected = True
             self._connect()
-        self._follow_runs()
 
-    # --- the report
-
-    def _follow_runs(self) -> None:
-        """Fill the report's place after every event of the page that writes the tab's log: Generate, ✨, restored
-        progress.
-
-        It follows the events themselves: the log's own change event stays away where the next text happens to be the
-        same.
-        """
-        if self._log is None:
-            return
-        for i, event, outputs in _events():
-            if self._log._id in outputs and i not in self._followed:
-                self._followed.add(i)
-                after = _after(self._log, event, i).then(
-                    lambda: show_report(self._last_report()), outputs=[self._accordion.report], show_progress=False
-                )
-                after.then(None, _js=self._soon, inputs=None, outputs=None)
+    def _connect(self) -> None:
+        """The hidden buttons are clicked by javascript/sdxl_optim.js: after a run, and when the controls are still."""
+        a, presets = self._accordion, self._presets
+        a.show_report.click(lambda: show_report(self._last_report()), outputs=[a.report], show_progress=False)
+        self._connect_plan(a)
+        preset_ui.connect_own(presets, a.own_presets, a.preset, a.components, self._known[f"{self.tab}_steps"])
 
     # --- the live plan
 
-    @property
-    def _soon(self) -> str:
-        return f"() => {{ sdxlOptimPlanSoon('{self.tab}'); }}"
-
-    def _connect(self) -> None:
-        a = self._accordion
+    def _connect_plan(self, a: Accordion) -> None:
+        soon = f"() => {{ sdxlOptimPlanSoon('{self.tab}'); }}"
         request = {name: self._known.get(elem_id.format(self.tab)) for name, elem_id in REQUEST.items()}
         request = {name: c for name, c in request.items() if c is not None and self._has(name)}
         for component in [*request.values(), *a.components]:
-            component.change(None, _js=self._soon, inputs=None, outputs=None)
+            component.change(None, _js=soon, inputs=None, outputs=None)
 
         def show(*values):
             in_page, *values = values
@@ -137,7 +117,6 @@ class Page:
             outputs=taken,
             show_progress=False,
         )
-        preset_ui.connect_own(self._presets, a.own_presets, a.preset, a.components, self._known[f"{self.tab}_steps"])
 
     def _has(self, name: str) -> bool:
         return self.tab == "txt2img" or name not in ONLY_TXT2IMG
@@ -160,26 +139,6 @@ class Page:
         except Exception as error:  # whatever a half-filled form holds, the page goes on
             log.debug("no plan", exc_info=True)
             return show_plan([], [message("no plan yet: {reason}", reason=f"{type(error).__name__} ({error})")])
-
-
-# --- gradio 3 and 4 keep the page's events in different ways
-
-
-def _events() -> list[tuple[int, Any, list[int]]]:
-    """(number, event, ids of the components it writes) of all events so far."""
-    root = Context.root_block
-    if root is None:  # a component made outside any page
-        return []
-    if hasattr(root, "dependencies"):
-        return [(i, event, event["outputs"]) for i, event in enumerate(root.dependencies)]
-    return [(i, event, [block._id for block in event.outputs]) for i, event in root.fns.items()]
-
-
-def _after(trigger: Component, event: Any, number: int) -> Dependency:
-    """What follows the event can be attached to the answer."""
-    if isinstance(event, dict):
-        return Dependency(trigger, event, number)
-    return Dependency(trigger, event.get_config(), number, event.fn)
 
 
 def as_request(given: dict[str, Any]) -> dict[str, Any]:

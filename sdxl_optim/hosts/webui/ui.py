@@ -37,6 +37,7 @@ class Accordion:
     take: gr.Button
     foresee: gr.Button
     report: gr.HTML
+    show_report: gr.Button
 
     @property
     def paste_fields(self) -> list[PasteField]:
@@ -103,6 +104,7 @@ def build(elem_id, presets: PresetLibrary) -> Accordion:
         if not shared.cmd_opts.hide_ui_dir_config:
             _tiny_decoder_file(elem_id)
         report = gr.HTML("", elem_id=elem_id("report"))
+        show_report = gr.Button("", visible=False, elem_id=elem_id("show_report"))
         foresee = gr.Button("", visible=False, elem_id=elem_id("foresee"))
         gr.HTML(_hover_help(elem_id), visible=False)
 
@@ -112,7 +114,7 @@ def build(elem_id, presets: PresetLibrary) -> Accordion:
     fields = ui_fields()
     components = [parts[f.path] for f in fields]
     preset_ui.connect_row(presets, parts[PRESET], undo, components)
-    return Accordion(fields, components, parts[PRESET], own, plan, proposal, take, foresee, report)
+    return Accordion(fields, components, parts[PRESET], own, plan, proposal, take, foresee, report, show_report)
 
 
 def _vae_and_memory(add: Callable, elem_id) -> None:
