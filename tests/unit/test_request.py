@@ -28,12 +28,12 @@ def test_without_it_there_is_nothing():
 def test_a_copy_does_not_see_its_parents_work():
     p = P()
     own = request.attach(p)
-    own.job, own.started, own.first_checkpoint = "job", 1.0, "checkpoint"
+    own.job, own.stock_clock, own.first_checkpoint = "job", "clock", "checkpoint"
     copied = copy.copy(p)
     assert request.of(copied) is request.job_of(copied) is request.measurement_of(copied) is None
     fresh = request.attach(copied)
     assert fresh is not own
-    assert (fresh.job, fresh.started, fresh.first_checkpoint) == (None, None, None)
+    assert (fresh.job, fresh.stock_clock, fresh.first_checkpoint) == (None, None, None)
     assert request.job_of(p) == "job"
 
 
@@ -74,8 +74,10 @@ class Denoiser:
 
 class Run:
     def __init__(self):
-        self.step = "step"
         self.log = []
+
+    def foreign_call_begins(self):
+        self.log.append("foreign call")
 
     def suspend(self):
         self.log.append("suspend")
@@ -91,9 +93,9 @@ def test_a_call_finds_its_run_and_asking_changes_nothing():
         assert runs.run_of(Denoiser("outer's sampler")) is outer
         assert runs.run_of(Denoiser("inner's sampler")) is inner
         assert runs.run_of(Denoiser("another")) is runs.run_of(object()) is None
-        assert (outer.step, inner.step) == ("step", "step")
+        assert outer.log == inner.log == []
         runs.foreign_call_begins()
-        assert (outer.step, inner.step) == ("step", None)
+        assert (outer.log, inner.log) == ([], ["foreign call"])
     assert not runs
 
 

@@ -20,8 +20,7 @@ from sdxl_optim.hosts.webui.lowvram import load_into_main_memory_if_chosen
 from sdxl_optim.hosts.webui.measure import Measurer
 from sdxl_optim.hosts.webui.passes import watch_sampler
 from sdxl_optim.hosts.webui.references import StockRuns
-from sdxl_optim.hosts.webui.request import attach, job_of, measurement_of
-from sdxl_optim.hosts.webui.stages import DECODE
+from sdxl_optim.hosts.webui.request import attach, job_of
 from sdxl_optim.hosts.webui.tab import BenchTab
 from sdxl_optim.hosts.webui.tiny_decoder import METHODS, OPTION, take_what_is_ours
 from sdxl_optim.hosts.webui.xyz import WrongSettings, add_axes, with_axes
@@ -69,8 +68,10 @@ class Extension:
 
     def before_process(self, p, tab: str, args: tuple) -> None:
         end_job(p)
+        own = attach(p)
+        own.stock_clock = None
         try:
-            settings = Settings() if attach(p).is_reference else with_axes(settings_of(args, self.presets), p)
+            settings = Settings() if own.is_reference else with_axes(settings_of(args, self.presets), p)
         except SettingsError as error:
             self._last_reports.pop(tab, None)
             refuse_request(p, WrongSettings(error))
@@ -120,35 +121,25 @@ class Extension:
             job.follow_model(p)
 
     def before_sampling(self, p) -> None:
-        if job := job_of(p):
-            job.follow_model(p)
+        for observer in attach(p).observers:
+            observer.sampling_begins(p)
         watch_sampler(p, job_of(p), self.runs)
-        if measurement := measurement_of(p):
-            measurement.sampling_begins()
 
     def post_sample(self, p, latents) -> None:
-        if job_of(p):
-            memory.weights.before_decode(latents)
-        if measurement := measurement_of(p):
-            measurement.sampling_ends()
+        for observer in attach(p).observers:
+            observer.sampling_ends(p, latents)
 
     def postprocess_batch(self, p) -> None:
-        if job := job_of(p):
-            job.vae.report()
-            memory.weights.report_to(job.report)
-            job.stages.ends(DECODE)
-        self._stock_runs.batch_ends(p)
-        if measurement := measurement_of(p):
-            measurement.decode_ends()
+        for observer in attach(p).observers:
+            observer.decode_ends(p)
 
     def postprocess(self, p, tab: str, processed) -> None:
         """A run without the extension leaves no report of an older one. (Not at its start: a page whose run ends just
         then may yet ask for its own.)"""
         if job_of(p) is None:
-            self._stock_runs.ends(p)
             self._last_reports.pop(tab, None)
-        if measurement := measurement_of(p):
-            measurement.end(p, processed, job_of(p))
+        for observer in attach(p).observers:
+            observer.ends(p, processed)
 
 
 @functools.cache

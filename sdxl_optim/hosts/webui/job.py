@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from types import ModuleType
 
 from sdxl_optim.hosts.webui import certain_end, request
+from sdxl_optim.hosts.webui.observers import RequestObserver
 from sdxl_optim.hosts.webui.stages import Stages
 from sdxl_optim.planning.plan import RequestPlan, plan_request
 from sdxl_optim.report import JobReport
@@ -18,7 +19,7 @@ from sdxl_optim.settings import Settings
 log = logging.getLogger("sdxl_optim")
 
 
-class Job:
+class Job(RequestObserver):
     """From `before_process` to the end of process_images. `close` runs once, whatever happened. host: the adapter."""
 
     def __init__(self, settings: Settings, host: ModuleType, on_close: Callable[[Job], None]):
@@ -51,6 +52,16 @@ class Job:
             for note in self.plan.notes:
                 self.report.add_note(note)
         return self.plan
+
+    def sampling_begins(self, p) -> None:
+        self.follow_model(p)
+
+    def sampling_ends(self, p, latents) -> None:
+        self._weights.before_decode(latents)
+
+    def decode_ends(self, p) -> None:
+        self.vae.report()
+        self._weights.report_to(self.report)
 
     def close(self) -> None:
         if not self._open:

@@ -16,6 +16,7 @@ from sdxl_optim.bench.results import Row
 from sdxl_optim.hosts.webui import request
 from sdxl_optim.hosts.webui.family import NAME
 from sdxl_optim.hosts.webui.job import Job
+from sdxl_optim.hosts.webui.observers import RequestObserver
 from sdxl_optim.hosts.webui.peaks import HighWater
 from sdxl_optim.sampling.loop import Counts
 
@@ -39,7 +40,7 @@ class Measurer:
         return first
 
 
-class Measurement:
+class Measurement(RequestObserver):
     """One request, from its beginning until its end."""
 
     def __init__(self, done: Callable[[Row, object], None], facts: dict[str, Any], is_first: Callable[[Any], bool]):
@@ -50,16 +51,16 @@ class Measurement:
         self._peaks = HighWater(devices.device, shared.mem_mon).start() if _on_cuda() else None
         self._began = _now()
 
-    def sampling_begins(self) -> None:
+    def sampling_begins(self, p) -> None:
         if self._lap is None:  # the hires pass goes on with the same lap
             self._lap = _now()
 
-    def sampling_ends(self) -> None:
+    def sampling_ends(self, p, latents) -> None:
         if self._lap is not None:
             now = _now()
             self._sampling, self._lap = self._sampling + now - self._lap, now
 
-    def decode_ends(self) -> None:
+    def decode_ends(self, p) -> None:
         if self._lap is not None:
             self._decode, self._lap = self._decode + _now() - self._lap, None
 
@@ -67,12 +68,12 @@ class Measurement:
         """A denoiser call of a stock run."""
         self.counts += Counts(calls=1, rows=stock_rows, stock_rows=stock_rows)
 
-    def end(self, p, processed, job: Job | None) -> None:
+    def ends(self, p, processed) -> None:
         request.attach(p).measurement = None
         if shared.state.interrupted or shared.state.skipped or shared.state.stopping_generation:
             return
         seconds = _now() - self._began
-        row = self._row(p, seconds, job)
+        row = self._row(p, seconds, request.job_of(p))
         self._done(row, processed)
 
     def _row(self, p, seconds: float, job: Job | None) -> Row:

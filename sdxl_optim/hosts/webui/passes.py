@@ -9,7 +9,6 @@ from modules import shared
 from sdxl_optim.hosts.webui import adapter, request
 from sdxl_optim.hosts.webui.active_runs import ActiveRuns
 from sdxl_optim.hosts.webui.job import Job
-from sdxl_optim.hosts.webui.stages import DENOISE, ENCODE, UPSCALE
 from sdxl_optim.planning.plan import make_plan
 from sdxl_optim.unet.patching import replaced
 
@@ -48,11 +47,14 @@ def _running(p, sampler, job: Job, runs: ActiveRuns, steps: int, func) -> Iterat
     settings = job.settings.for_hires() if p.is_hr_pass else job.settings
     plan = make_plan(settings, adapter.sampling.gather_facts(p, sampler, settings, steps, func))
     run = adapter.sampling.new_run(plan, pass_name(p))
-    job.stages.ends(UPSCALE if p.is_hr_pass else ENCODE)
+    observers = request.attach(p).observers
+    for observer in observers:
+        observer.loop_begins(p)
     job.report.add_pass(p.iteration, run.report)
     try:
         with runs.sampling(sampler, run), run:
             yield
         run.report.stopped = shared.state.interrupted or shared.state.skipped
     finally:
-        job.stages.ends(DENOISE)
+        for observer in observers:
+            observer.loop_ends(p)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from modules import shared
 from sdxl_optim.hosts.webui import request
+from sdxl_optim.hosts.webui.observers import RequestObserver
 from sdxl_optim.report import Comparison
 
 
@@ -24,18 +27,11 @@ class StockRuns:
         self._last: dict[tuple, Reference] = {}
 
     def begins(self, p) -> None:
-        request.attach(p).started = time.perf_counter()
+        """A stock run of the request `p` begins."""
+        request.attach(p).stock_clock = StockClock(self._keep)
 
-    def batch_ends(self, p) -> None:
-        """The host forgets by the next batch that one was skipped."""
-        if shared.state.skipped:
-            request.attach(p).started = None
-
-    def ends(self, p) -> None:
-        own = request.attach(p)
-        started, own.started = own.started, None
-        if started is not None and not _cut_short():
-            self._last[_key(p)] = Reference(time.perf_counter() - started, p.steps, p.sampler_name)
+    def _keep(self, p, seconds: float) -> None:
+        self._last[_key(p)] = Reference(seconds, p.steps, p.sampler_name)
 
     def compared(self, p, seconds: float) -> Comparison | None:
         """Where there is a stock run of the request's checkpoint and size."""
@@ -43,6 +39,24 @@ class StockRuns:
         if reference is None or _cut_short():
             return None
         return Comparison(seconds, reference.seconds, reference.steps, reference.sampler)
+
+
+class StockClock(RequestObserver):
+    """Measures one stock run, all of whose pictures are made."""
+
+    def __init__(self, keep: Callable[[Any, float], None]):
+        """keep: takes the request and its seconds."""
+        self._keep = keep
+        self._started = time.perf_counter()
+        self._skipped = False
+
+    def decode_ends(self, p) -> None:
+        self._skipped |= shared.state.skipped  # which the host forgets by the next batch
+
+    def ends(self, p, processed) -> None:
+        request.attach(p).stock_clock = None
+        if not self._skipped and not _cut_short():
+            self._keep(p, time.perf_counter() - self._started)
 
 
 def _cut_short() -> bool:

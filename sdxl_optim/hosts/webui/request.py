@@ -13,6 +13,8 @@ from sdxl_optim.settings import FieldPath
 if TYPE_CHECKING:
     from sdxl_optim.hosts.webui.job import Job
     from sdxl_optim.hosts.webui.measure import Measurement
+    from sdxl_optim.hosts.webui.observers import RequestObserver
+    from sdxl_optim.hosts.webui.references import StockClock
 
 ATTRIBUTE = "sdxl_optim"
 
@@ -32,9 +34,16 @@ class Request:
 
     job: Job | None = None  # while process_images runs with the extension on
     measurement: Measurement | None = None
-    started: float | None = None  # of a stock run, by time.perf_counter
+    stock_clock: StockClock | None = None  # of a stock run
     loop_awaited: ExitStack | None = None  # undone when the sampler's loop begins
     first_checkpoint: Any = None  # of a foreseen request: the CheckpointInfo that it begins with
+
+    @property
+    def observers(self) -> list[RequestObserver]:
+        """In the order in which they are told. What measures sees what the job does for a stage as a part of it."""
+        stages = self.job.stages if self.job is not None else None
+        found = (self.job, stages, self.stock_clock, self.measurement)
+        return [observer for observer in found if observer is not None]
 
 
 def of(p) -> Request | None:
