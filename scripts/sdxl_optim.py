@@ -25,7 +25,7 @@ class SDXLOptim(scripts.Script):
 
     def after_component(self, component, **kwargs):
         if self.page is None:
-            self.page = Page(self.tabname, ours.presets, lambda: ours.report_to_show(self.tabname))
+            self.page = Page(self.tabname, ours.host, ours.presets, lambda: ours.report_to_show(self.tabname))
         self.page.after_component(component)
 
     def before_process(self, p, *args):

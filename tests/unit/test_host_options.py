@@ -45,8 +45,9 @@ def test_one_inside_another(host_options, monkeypatch):
     for user in ({"other": 1}, {"other": 1, "decoder": "Full"}):
         opts.data.clear()
         opts.data.update(user)
-        with host_options.host_option("decoder", "TAESD"), host_options.host_option("decoder", "TAESD"):
-            with host_options.host_option("decoder", "Approx NN"):
+        held = host_options.HostOptions().held
+        with held("decoder", "TAESD"), held("decoder", "TAESD"):
+            with held("decoder", "Approx NN"):
                 assert opts.data["decoder"] == "Approx NN"
                 opts.save("config.json")
             assert opts.data["decoder"] == "TAESD"

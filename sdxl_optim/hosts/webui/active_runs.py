@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sdxl_optim.hosts.webui.request import measurement_of
 from sdxl_optim.run import Run
 
 
@@ -50,11 +49,3 @@ class ActiveRuns:
         finally:
             for run in runs:
                 run.resume()
-
-
-def count_stock(denoiser, rows: Callable[[], int]) -> None:
-    """A call outside any run: where its request is measured, the rows that it puts through the UNet are counted."""
-    p = getattr(denoiser, "p", None)
-    measurement = measurement_of(p) if p is not None else None
-    if measurement is not None:
-        measurement.count(rows())

@@ -9,6 +9,7 @@ from fastapi import FastAPI, HTTPException
 from modules import shared
 from sdxl_optim import settings as declared
 from sdxl_optim.errors import SettingsError
+from sdxl_optim.hosts.webui.family import HostFamily
 from sdxl_optim.hosts.webui.foresight import NotForeseeable, foresee, in_words
 from sdxl_optim.hosts.webui.rehearsal import MAX_CALLS
 from sdxl_optim.planning.plan import Plan
@@ -17,27 +18,31 @@ PATH, BESIDE = "/sdxl-optim/plan", "/sdapi/v1/txt2img"
 STEPS = {"steps": 1, "hr_second_pass_steps": 0}  # and the least of them
 
 
-def add_api(_demo, app: FastAPI) -> None:
-    """The host's on_app_started. What it asks of its own requests (--api-auth) is asked of ours."""
-    beside = next((route for route in app.routes if getattr(route, "path", "") == BESIDE), None)
-    if shared.cmd_opts.api and beside is not None:
-        app.add_api_route(PATH, plan, methods=["POST"], dependencies=beside.dependencies)
+class PlanApi:
+    def __init__(self, host: HostFamily):
+        self._host = host
 
+    def add(self, _demo, app: FastAPI) -> None:
+        """The host's on_app_started. What it asks of its own requests (--api-auth) is asked of ours."""
+        beside = next((route for route in app.routes if getattr(route, "path", "") == BESIDE), None)
+        if shared.cmd_opts.api and beside is not None:
+            app.add_api_route(PATH, self.plan, methods=["POST"], dependencies=beside.dependencies)
 
-def plan(body: dict[str, Any]) -> dict[str, Any]:
-    """body: {"settings": as for the script "sdxl optim", "request": fields as for /sdapi/v1/txt2img, "img2img": true
-    where the request starts from a picture}; all may be left out.
+    def plan(self, body: dict[str, Any]) -> dict[str, Any]:
+        """body: {"settings": as for the script "sdxl optim", "request": fields as for /sdapi/v1/txt2img, "img2img":
+        true where the request starts from a picture}; all may be left out.
 
-    The answer holds the sentences that the page shows, and each pass's exact counts.
-    """
-    try:
-        chosen = declared.from_dict(body.get("settings", {}))
-        foreseen = foresee(_checked(body.get("request", {})), chosen, bool(body.get("img2img")))
-    except (SettingsError, NotForeseeable, TypeError) as error:
-        raise HTTPException(status_code=422, detail=str(error)) from None
-    shown, said = in_words(foreseen)
-    passes = {name: _numbers(plan) for name, plan in foreseen.passes.items()}
-    return {"lines": [*map(str, shown)], "notes": [*map(str, said)], "passes": passes}
+        The answer holds the sentences that the page shows, and each pass's exact counts.
+        """
+        try:
+            chosen = declared.from_dict(body.get("settings", {}))
+            request = _checked(body.get("request", {}))
+            foreseen = foresee(self._host, request, chosen, bool(body.get("img2img")))
+        except (SettingsError, NotForeseeable, TypeError) as error:
+            raise HTTPException(status_code=422, detail=str(error)) from None
+        shown, said = in_words(foreseen)
+        passes = {name: _numbers(plan) for name, plan in foreseen.passes.items()}
+        return {"lines": [*map(str, shown)], "notes": [*map(str, said)], "passes": passes}
 
 
 def _checked(request: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from modules import sd_hijack
-from sdxl_optim.hosts.webui.host_options import host_option
+from sdxl_optim.hosts.webui.host_options import HostOptions
 
 OPTION = "cross_attention_optimization"
 SDPA = ("sdp", "sdp-no-mem")  # the host's names of what calls torch's scaled dot product attention
@@ -25,13 +25,13 @@ def _sdpa():
 
 
 @contextmanager
-def sdpa() -> Iterator[None]:
+def sdpa(options: HostOptions) -> Iterator[None]:
     """While entered, attention is by torch, also in a model that is loaded meanwhile; then by the user's choice."""
     if is_sdpa():
         yield
         return
     try:
-        with host_option(OPTION, _sdpa().title()):
+        with options.held(OPTION, _sdpa().title()):
             sd_hijack.model_hijack.apply_optimizations()
             yield
     finally:

@@ -12,13 +12,9 @@ from modules import devices, lowvram, paths, sd_hijack, sd_unet, shared
 from sdxl_optim import backends
 from sdxl_optim.backends.api import CannotPrepare, HostHooks
 from sdxl_optim.backends.environment import Environment, read_environment
-from sdxl_optim.backends.execution import Execution
 from sdxl_optim.backends.pool import ExecutionPool
-from sdxl_optim.hosts.webui import attention, lora
-from sdxl_optim.hosts.webui.job import Job
-from sdxl_optim.planning.plan import Plan
+from sdxl_optim.hosts.webui import lora
 from sdxl_optim.settings import Settings
-from sdxl_optim.techniques.accumulation.patch import fp16_accumulation
 from sdxl_optim.wording import Text, message
 
 MOVED = "--medvram and --lowvram move the weights in and out of the card"
@@ -47,7 +43,7 @@ def host_reason() -> Text | None:
     return None
 
 
-def why_not(settings: Settings) -> Text | None:
+def why_not(settings: Settings, executions: ExecutionPool) -> Text | None:
     """Why the settings' backend can't run here and now, or None."""
     name = settings.backend.name
     if name == "eager":
@@ -59,30 +55,8 @@ def why_not(settings: Settings) -> Text | None:
     return executions.get(name).why_not(shared.sd_model.model.diffusion_model)
 
 
-def execution_of(plan: Plan) -> Execution | None:
-    """That of the backend which the plan has, the same from request to request. What others keep on the device is
-    freed,
-    and where they changed the weights' layout, that is undone."""
-    name = plan.config("backend") or "eager"
-    executions.release_others(name)
-    return executions.get(name)
-
-
-def release_others(name: str) -> None:
-    """A request begins that uses the named backend: what others keep on the device is freed."""
-    executions.release_others(name)
-
-
 def tell_progress(text: str) -> None:
     shared.state.textinfo = text
-
-
-def set_switches(job: Job) -> None:
-    """Attention and accumulation as decided, until the request's end."""
-    if job.plan.config("backend.attention") is not None:
-        job.undo.enter_context(attention.sdpa())
-    if job.plan.config("backend.fp16_accumulation"):
-        job.undo.enter_context(fp16_accumulation())
 
 
 # --- what a call depends on
@@ -112,7 +86,6 @@ def is_idle_patch(module: nn.Module) -> bool:
     return True
 
 
-executions = ExecutionPool(
-    HostHooks(lora.Merges().apply, fingerprint, is_idle_patch, tell_progress),
-    Path(paths.data_path) / "cache" / "sdxl_optim",
-)
+def new_pool() -> ExecutionPool:
+    hooks = HostHooks(lora.Merges().apply, fingerprint, is_idle_patch, tell_progress)
+    return ExecutionPool(hooks, Path(paths.data_path) / "cache" / "sdxl_optim")

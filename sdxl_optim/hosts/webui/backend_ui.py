@@ -12,14 +12,14 @@ from modules.ui_components import FormRow
 from sdxl_optim import backends
 from sdxl_optim import settings as declared
 from sdxl_optim.backends.environment import read_environment
-from sdxl_optim.hosts.webui import adapter
+from sdxl_optim.hosts.webui.family import HostFamily
 from sdxl_optim.techniques.accumulation.patch import why_no_fp16_accumulation
 from sdxl_optim.wording import as_html, pieces
 
 ANY = "*"  # of a control that is greyed as a whole
 
 
-def build(add: Callable, elem_id) -> None:
+def build(add: Callable, elem_id, host: HostFamily) -> None:
     with gr.Accordion("Execution", open=False, elem_id=elem_id("backend_section")):
         with FormRow():
             add("backend", "name")
@@ -27,16 +27,16 @@ def build(add: Callable, elem_id) -> None:
             add("backend", "attention")
         with add("backend", "fp16_accumulation"):
             gr.HTML(as_html("It needs torch 2.7 or later. Cards for data centres gain nothing by it."))
-    gr.HTML(_unavailable(elem_id), visible=False)
+    gr.HTML(_unavailable(elem_id, host), visible=False)
 
 
-def _unavailable(elem_id) -> str:
+def _unavailable(elem_id, host: HostFamily) -> str:
     """By element and choice, the reason in pieces, each of which may be translated. The model may not be loaded yet, so
     this is what holds for every model."""
-    environment = read_environment(adapter.backend.reason_for_all_models())
+    environment = read_environment(host.why_no_backend_for_any_model())
     reasons = {name: why for name, why in backends.probe_all(environment).items() if why}
     by_id = {elem_id("backend_name"): reasons}
-    for name, why in adapter.request_facts.CANNOT.items():
+    for name, why in host.cannot.items():
         choices = declared.choices_that_act(name)
         by_id.setdefault(elem_id(name.replace(".", "_")), {}).update(dict.fromkeys(choices or [ANY], why))
     if why := why_no_fp16_accumulation():

@@ -16,8 +16,7 @@ from sdxl_optim import settings as declared
 from sdxl_optim.bench.cases import Case, Prompt
 from sdxl_optim.bench.results import Results, Row
 from sdxl_optim.bench.runner import Progress, Runner, Stopped
-from sdxl_optim.hosts.webui.adapter import backend, request_facts, sampling
-from sdxl_optim.hosts.webui.family import CHANNELS_LAST, FP32, NAME
+from sdxl_optim.hosts.webui.family import CHANNELS_LAST, FP32, NAME, HostFamily
 from sdxl_optim.hosts.webui.measure import Measurer
 from sdxl_optim.hosts.webui.tiny_decoder import why_not_at_hand
 from sdxl_optim.hosts.webui.ui import TITLE
@@ -49,9 +48,9 @@ class Template:
 class WebUIHost:
     """The runner's host."""
 
-    def __init__(self, template: Template, measurer: Measurer):
+    def __init__(self, template: Template, host: HostFamily, measurer: Measurer):
         self.template = template
-        self._measurer = measurer
+        self._host, self._measurer = host, measurer
 
     def why_not(self, case: Case) -> str:
         if case.change:
@@ -62,13 +61,13 @@ class WebUIHost:
             return "the WebUI's refiner works as an ensemble of experts alone"
         if case.switch_at is not None and not self.template.refiner:
             return "no refiner checkpoint was chosen"
-        no_backend = backend.why_not(case.settings)
+        no_backend = self._host.why_no_backend(case.settings)
         if no_backend:
             return f"{case.settings.backend.name}: {no_backend}"
-        for name, reason in request_facts.CANNOT.items():
+        for name, reason in self._host.cannot.items():
             if declared.acts(case.settings, name):
                 return str(reason)
-        known = sampling.loaded_model() is not None  # which tells the decoder's name; Forge loads it for a picture
+        known = self._host.loaded_model() is not None  # which tells the decoder's name; Forge loads it for a picture
         return (known and case.settings.vae.decoder == "tiny" and why_not_at_hand()) or ""
 
     def opened(self, case: Case) -> AbstractContextManager:

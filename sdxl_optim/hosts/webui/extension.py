@@ -8,19 +8,20 @@ from pathlib import Path
 
 from modules import paths_internal, script_callbacks
 from sdxl_optim.errors import SettingsError
-from sdxl_optim.hosts.webui import adapter, infotext, options
+from sdxl_optim.hosts.webui import infotext, options
 from sdxl_optim.hosts.webui.active_runs import ActiveRuns
-from sdxl_optim.hosts.webui.adapter import backend, memory, vae
-from sdxl_optim.hosts.webui.api import add_api
+from sdxl_optim.hosts.webui.adapter import chosen_host
+from sdxl_optim.hosts.webui.api import PlanApi
 from sdxl_optim.hosts.webui.arguments import settings_of
+from sdxl_optim.hosts.webui.family import HostFamily
 from sdxl_optim.hosts.webui.grid import Plots
-from sdxl_optim.hosts.webui.host_options import host_option, override
+from sdxl_optim.hosts.webui.host_options import override
 from sdxl_optim.hosts.webui.job import Job, begin_job, end_job, log, refuse_request
 from sdxl_optim.hosts.webui.lowvram import load_into_main_memory_if_chosen
 from sdxl_optim.hosts.webui.measure import Measurer
 from sdxl_optim.hosts.webui.passes import watch_sampler
 from sdxl_optim.hosts.webui.references import StockRuns
-from sdxl_optim.hosts.webui.request import attach, job_of
+from sdxl_optim.hosts.webui.request import attach, job_of, measurement_of
 from sdxl_optim.hosts.webui.tab import BenchTab
 from sdxl_optim.hosts.webui.tiny_decoder import METHODS, OPTION, take_what_is_ours
 from sdxl_optim.hosts.webui.xyz import WrongSettings, add_axes, with_axes
@@ -28,37 +29,51 @@ from sdxl_optim.report import JobReport
 from sdxl_optim.sentences import infotext_notes, infotext_result
 from sdxl_optim.settings import Memory, Settings
 from sdxl_optim.settings.preset_library import PresetLibrary
+from sdxl_optim.techniques.accumulation.patch import fp16_accumulation
 from sdxl_optim.techniques.tf32.patch import tf32
 
 
 class Extension:
     """What outlives a request."""
 
-    def __init__(self):
+    def __init__(self, host: HostFamily):
+        self.host = host
         self.presets = PresetLibrary(Path(paths_internal.data_path, "sdxl_optim_presets.json"))
         self.runs = ActiveRuns()
         self._stock_runs = StockRuns()
         self._measurer = Measurer()
         self._plots = Plots(self._measurer)
-        self._tab = BenchTab(self._measurer)
+        self._tab = BenchTab(host, self._measurer)
         self._last_reports: dict[str, JobReport] = {}  # by tab
 
     def register_callbacks(self) -> None:
         _show_log()
         if message := self.presets.load():
             log.warning("presets: %s", message)
-        load_into_main_memory_if_chosen()
+        if not self.host.moves_weights:
+            load_into_main_memory_if_chosen()
         script_callbacks.on_cfg_denoiser(self.on_cfg_denoiser)
-        script_callbacks.on_model_loaded(memory.weights.model_loaded)
+        script_callbacks.on_model_loaded(self.host.weights.model_loaded)
         script_callbacks.on_before_ui(add_axes)
         script_callbacks.on_infotext_pasted(infotext.on_infotext_pasted)
         script_callbacks.on_image_grid(self._plots.on_image_grid)
-        script_callbacks.on_ui_settings(options.add_options)
+        script_callbacks.on_ui_settings(self.add_options)
         script_callbacks.on_ui_tabs(self._tab.build)
-        script_callbacks.on_app_started(add_api)
+        script_callbacks.on_app_started(PlanApi(self.host).add)
+
+    def add_options(self) -> None:
+        options.add_options(without=[options.LOAD] if self.host.moves_weights else [])
 
     def on_cfg_denoiser(self, params) -> None:
-        adapter.sampling.on_cfg_denoiser(params, self.runs)
+        """A model evaluation begins."""
+        run = self.runs.run_of(params.denoiser)
+        if run is not None:
+            self.host.call_begins(run, params)
+            return
+        self.runs.foreign_call_begins()
+        p = getattr(params.denoiser, "p", None)
+        if p is not None and (measurement := measurement_of(p)):
+            measurement.count(self.host.stock_rows(params))
 
     def report_to_show(self, tab: str) -> JobReport | None:
         """What the accordion shows of the tab's last run."""
@@ -76,19 +91,19 @@ class Extension:
             self._last_reports.pop(tab, None)
             refuse_request(p, WrongSettings(error))
             return
-        memory.weights.undo_if_changed(settings.memory if settings.enabled else Memory())
-        backend.release_others(settings.backend.name if settings.enabled else "eager")
+        self.host.weights.undo_if_changed(settings.memory if settings.enabled else Memory())
+        self.host.release_executions(settings.backend.name if settings.enabled else "eager")
         self._plots.begin_cell(p, settings)
         if not settings.enabled:
             self._stock_runs.begins(p)
             return
         take_what_is_ours(p, settings)
-        job = Job(settings, adapter, on_close=lambda job: self._keep_report(p, tab, job))
+        job = Job(settings, self.host, on_close=lambda job: self._keep_report(p, tab, job))
         begin_job(p, job)
-        memory.weights.begin(p, job)
+        self.host.weights.begin(p, job)
         if settings.steps is not None:
             p.steps = settings.steps
-        if "sd_vae" not in p.override_settings and (fix := vae.wants_fix(settings.vae)):
+        if "sd_vae" not in p.override_settings and (fix := self.host.wanted_vae(settings.vae)):
             override(p, "sd_vae", fix)
 
     def _keep_report(self, p, tab: str, job: Job) -> None:
@@ -109,11 +124,20 @@ class Extension:
             infotext.REFUSED: lambda p, **_: infotext_notes(job.report, p.iteration),
         }
         plan = job.decide(p)
-        _choose_decoder(p, job, plan.config("vae.decoder"))
-        memory.cheap_previews(job)
-        backend.set_switches(job)
+        self._choose_decoder(p, job, plan.config("vae.decoder"))
+        self.host.hold_options(job)
+        if plan.config("backend.fp16_accumulation"):
+            job.undo.enter_context(fp16_accumulation())
         job.undo.enter_context(tf32(*(plan.config("memory.cudnn_tf32") or ("host", "host"))))
         job.follow_model(p)
+
+    def _choose_decoder(self, p, job: Job, decoder: str | None) -> None:
+        if decoder is None:
+            return
+        job.undo.enter_context(self.host.options.held(OPTION, METHODS[decoder]))
+        job.report.decoder = METHODS[decoder]
+        if decoder == "tiny":
+            p.extra_generation_params["VAE Decoder"] = METHODS[decoder]
 
     def before_batch(self, p) -> None:
         """The host may have loaded another model than the last batch ended with, such as the refiner."""
@@ -145,7 +169,7 @@ class Extension:
 @functools.cache
 def extension() -> Extension:
     """The one of this process. It outlives a reload of the page, which runs the script in scripts/ once more."""
-    return Extension()
+    return Extension(chosen_host())
 
 
 def _show_log() -> None:
@@ -156,12 +180,3 @@ def _show_log() -> None:
         log.addHandler(handler)
         log.propagate = False
     options.apply_log_level()
-
-
-def _choose_decoder(p, job: Job, decoder: str | None) -> None:
-    if decoder is None:
-        return
-    job.undo.enter_context(host_option(OPTION, METHODS[decoder]))
-    job.report.decoder = METHODS[decoder]
-    if decoder == "tiny":
-        p.extra_generation_params["VAE Decoder"] = METHODS[decoder]

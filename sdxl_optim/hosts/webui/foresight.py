@@ -7,6 +7,7 @@ that a generation may be under way meanwhile.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import MethodType, SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from modules.processing import (
     StableDiffusionProcessingImg2Img,
     StableDiffusionProcessingTxt2Img,
 )
-from sdxl_optim.hosts.webui import adapter
+from sdxl_optim.hosts.webui.family import HostFamily
 from sdxl_optim.hosts.webui.passes import pass_name
 from sdxl_optim.hosts.webui.rehearsal import with_globals
 from sdxl_optim.hosts.webui.request import attach
@@ -42,26 +43,25 @@ class Foreseen:
     request: RequestPlan
 
 
-def foresee(request: dict[str, Any], settings: Settings, img2img: bool = False) -> Foreseen:
+def foresee(host: HostFamily, request: dict[str, Any], settings: Settings, img2img: bool = False) -> Foreseen:
     """What a request would do.
 
     request: fields of the host's processing object, as in its API; what is missing has the host's default. Raises
     NotForeseeable.
     """
-    model = adapter.sampling.loaded_model()
-    if model is None:
+    if host.loaded_model() is None:
         raise NotForeseeable("the checkpoint is not loaded yet")
     p = _processing(request, img2img)
     take_what_is_ours(p, settings)
     if settings.steps is not None:
         p.steps = settings.steps
-    plans = {pass_name(p): _plan(p, settings, p.sampler_name, p.prompt, p.negative_prompt, again=img2img)}
+    plans = {pass_name(p): _plan(host, p, settings, p.sampler_name, p.prompt, p.negative_prompt, again=img2img)}
     if getattr(p, "enable_hr", False):
         p.is_hr_pass = True
         prompts = p.hr_prompt or p.prompt, p.hr_negative_prompt or p.negative_prompt
         sampler, steps = p.hr_sampler_name or p.sampler_name, p.hr_second_pass_steps or p.steps
-        plans[pass_name(p)] = _plan(p, settings.for_hires(), sampler, *prompts, steps=steps, again=True)
-    facts = adapter.request_facts.request_facts(p, settings, model, begins=False)
+        plans[pass_name(p)] = _plan(host, p, settings.for_hires(), sampler, *prompts, steps=steps, again=True)
+    facts = host.request_facts(p, settings, begins=False)
     return Foreseen(plans, plan_request(settings, facts))
 
 
@@ -78,10 +78,14 @@ def _processing(request: dict[str, Any], img2img: bool) -> StableDiffusionProces
     return p
 
 
-def _plan(p, settings: Settings, sampler_name: str, prompt: str, negative: str, again: bool, steps=None) -> Plan:
+def _plan(
+    host: HostFamily, p, settings: Settings, sampler_name: str, prompt: str, negative: str, again: bool, steps=None
+) -> Plan:
     """again: the pass starts from a picture. steps: where the host itself gives them to the sampler."""
-    with adapter.sampling.model_kept_as_it_is():
-        return _plan_by(p, settings, _sampler(sampler_name), prompt, negative, again, steps)
+    with host.model_kept_as_it_is():
+        prompts = Prompts(host.token_length, p)
+        conds = prompts.cond(prompt), prompts.uncond(negative)
+        return _plan_by(host, p, settings, _sampler(sampler_name), conds, again, steps)
 
 
 def _sampler(name: str):
@@ -91,17 +95,16 @@ def _sampler(name: str):
         raise NotForeseeable(str(error)) from None
 
 
-def _plan_by(p, settings: Settings, sampler, prompt: str, negative: str, again: bool, steps) -> Plan:
+def _plan_by(host: HostFamily, p, settings: Settings, sampler, conds: tuple, again: bool, steps) -> Plan:
     found: list[Plan] = []
-    latent = torch.zeros(1, 4, 1, 1, device=adapter.sampling.latent_device())
+    latent = torch.zeros(1, 4, 1, 1, device=host.latent_device())
 
     def launch_sampling(steps, func):
-        found.append(make_plan(settings, adapter.sampling.gather_facts(p, sampler, settings, steps, func)))
+        found.append(make_plan(settings, host.gather_facts(p, sampler, settings, steps, func)))
         return latent
 
     sampler.launch_sampling = launch_sampling
     _keep_to_itself(sampler)
-    conds = _cond(p, prompt, p.steps), _uncond(p, negative, p.steps)
     if again:
         sampler.sample_img2img(p, latent, latent, *conds, steps=steps)
     else:
@@ -134,30 +137,35 @@ def in_words(foreseen: Foreseen) -> tuple[list[Text], list[Text]]:
 # --- prompts, as far as they decide the number of rows: their parts and lengths
 
 
-def _cond(p, prompt: str, steps: int) -> prompt_parser.MulticondLearnedConditioning:
-    text = _plain(shared.prompt_styles.apply_styles_to_prompt(prompt, p.styles))
-    found, parts, _ = prompt_parser.get_multicond_prompt_list([text])
-    lengths = [_entry(part, steps) for part in parts]
-    batch = [[prompt_parser.ComposableScheduledPromptConditioning(lengths[i], weight) for i, weight in found[0]]]
-    return prompt_parser.MulticondLearnedConditioning(shape=(p.batch_size,), batch=batch * p.batch_size)
+class Prompts:
+    """Prompts of the request `p` as conditionings without content."""
 
+    def __init__(self, token_length: Callable[[str], Any], p):
+        self._token_length, self._p = token_length, p
 
-def _uncond(p, negative: str, steps: int) -> list:
-    text = _plain(shared.prompt_styles.apply_negative_styles_to_prompt(negative, p.styles))
-    return [_entry(text, steps)] * p.batch_size
+    def cond(self, prompt: str) -> prompt_parser.MulticondLearnedConditioning:
+        text = _plain(shared.prompt_styles.apply_styles_to_prompt(prompt, self._p.styles))
+        found, parts, _ = prompt_parser.get_multicond_prompt_list([text])
+        lengths = [self._entry(part) for part in parts]
+        batch = [[prompt_parser.ComposableScheduledPromptConditioning(lengths[i], weight) for i, weight in found[0]]]
+        size = self._p.batch_size
+        return prompt_parser.MulticondLearnedConditioning(shape=(size,), batch=batch * size)
+
+    def uncond(self, negative: str) -> list:
+        text = _plain(shared.prompt_styles.apply_negative_styles_to_prompt(negative, self._p.styles))
+        return [self._entry(text)] * self._p.batch_size
+
+    def _entry(self, text: str) -> list[prompt_parser.ScheduledPromptConditioning]:
+        """The host encodes all that a prompt is edited to together, and so at the length of the longest."""
+        steps = self._p.steps
+        schedule = prompt_parser.get_learned_conditioning_prompt_schedules([text], steps)[0]
+        tokens = max(self._tokens(edited) for _, edited in schedule)
+        return [prompt_parser.ScheduledPromptConditioning(steps, torch.zeros(tokens, 1))]
+
+    def _tokens(self, text: str) -> int:
+        length = self._token_length(text)
+        return length if isinstance(length, int) else 0
 
 
 def _plain(prompt: str) -> str:
     return extra_networks.parse_prompt(prompt)[0]
-
-
-def _entry(text: str, steps: int) -> list[prompt_parser.ScheduledPromptConditioning]:
-    """The host encodes all that a prompt is edited to together, and so at the length of the longest."""
-    schedule = prompt_parser.get_learned_conditioning_prompt_schedules([text], steps)[0]
-    tokens = max(_tokens(edited) for _, edited in schedule)
-    return [prompt_parser.ScheduledPromptConditioning(steps, torch.zeros(tokens, 1))]
-
-
-def _tokens(text: str) -> int:
-    length = adapter.sampling.token_length(text)
-    return length if isinstance(length, int) else 0

@@ -10,22 +10,34 @@ from modules.shared import opts
 from sdxl_optim.unet.patching import replaced
 
 _MISSING = object()
-_ours: list[tuple] = []  # (name, our value, what was there before), also of generations inside generations
 
 
-@contextmanager
-def host_option(name: str, value) -> Iterator[None]:
-    """While entered, the host's option has this value. Afterwards it is as before, also where its config lacked it,
-    unless the user has changed it meanwhile. A config that is saved meanwhile has the user's value."""
-    entry = name, value, opts.data.get(name, _MISSING)
-    _ours.append(entry)
-    opts.data[name] = value  # not by `opts.set`: with --freeze-settings it is users who may not
-    try:
-        with replaced(opts, "save", lambda original: _save):
-            yield
-    finally:
-        _ours.remove(entry)
-        _put_back(opts.data, *entry)
+class HostOptions:
+    """The host's options that are ours at present, also of generations inside generations."""
+
+    def __init__(self):
+        self._ours: list[tuple] = []  # (name, our value, what was there before)
+
+    @contextmanager
+    def held(self, name: str, value) -> Iterator[None]:
+        """Context manager: the host's option has this value. Afterwards it is as before, also where its config lacked
+        it, unless the user has changed it meanwhile. A config that is saved meanwhile has the user's value."""
+        entry = name, value, opts.data.get(name, _MISSING)
+        self._ours.append(entry)
+        opts.data[name] = value  # not by `opts.set`: with --freeze-settings it is users who may not
+        try:
+            with replaced(opts, "save", lambda original: self._save):
+                yield
+        finally:
+            self._ours.remove(entry)
+            _put_back(opts.data, *entry)
+
+    def _save(self, filename) -> None:
+        kept = copy.copy(opts)
+        kept.data = dict(opts.data)
+        for entry in self._ours[::-1]:
+            _put_back(kept.data, *entry)
+        type(opts).save(kept, filename)
 
 
 def override(p, name: str, value) -> None:
@@ -37,14 +49,6 @@ def override(p, name: str, value) -> None:
     except (AssertionError, RuntimeError):  # as it would in the host, which would end the request
         return
     p.override_settings = {**p.override_settings, name: value}
-
-
-def _save(filename) -> None:
-    kept = copy.copy(opts)
-    kept.data = dict(opts.data)
-    for entry in _ours[::-1]:
-        _put_back(kept.data, *entry)
-    type(opts).save(kept, filename)
 
 
 def _put_back(data: dict, name: str, value, before) -> None:

@@ -6,9 +6,9 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from types import ModuleType
 
 from sdxl_optim.hosts.webui import certain_end, request
+from sdxl_optim.hosts.webui.family import HostFamily
 from sdxl_optim.hosts.webui.observers import RequestObserver
 from sdxl_optim.hosts.webui.stages import Stages
 from sdxl_optim.planning.plan import RequestPlan, plan_request
@@ -20,17 +20,16 @@ log = logging.getLogger("sdxl_optim")
 
 
 class Job(RequestObserver):
-    """From `before_process` to the end of process_images. `close` runs once, whatever happened. host: the adapter."""
+    """From `before_process` to the end of process_images. `close` runs once, whatever happened."""
 
-    def __init__(self, settings: Settings, host: ModuleType, on_close: Callable[[Job], None]):
+    def __init__(self, settings: Settings, host: HostFamily, on_close: Callable[[Job], None]):
         self.settings = settings
-        self._host = host
-        self._weights = host.memory.weights
+        self.host = host
         self.report = JobReport()
         self.undo = ExitStack()
         self.plan = RequestPlan()
         self._decided_for: tuple[int] | None = None  # the model of the plan
-        self.vae = host.vae.VaePatch(self.report, self._weights.free_others)
+        self.vae = host.vae_for(self.report)
         self.undo.callback(self.vae.close)
         self.stages = Stages(self.report)
         self._on_close = on_close
@@ -39,15 +38,15 @@ class Job(RequestObserver):
 
     def follow_model(self, p) -> None:
         """Another model may have been loaded: what acts on the model itself moves on to it."""
-        self._weights.apply(p, self)
+        self.host.weights.apply(p, self)
         self.vae.follow(self.decide(p))
 
     def decide(self, p) -> RequestPlan:
         """What holds for this request, with the model that is loaded now. What is refused goes into the report."""
-        model = self._host.sampling.loaded_model()
+        model = self.host.loaded_model()
         if self._decided_for != (id(model),):
             self._decided_for = (id(model),)
-            facts = self._host.request_facts.request_facts(p, self.settings, model, begins=True)
+            facts = self.host.request_facts(p, self.settings, begins=True)
             self.plan = plan_request(self.settings, facts)
             for note in self.plan.notes:
                 self.report.add_note(note)
@@ -57,11 +56,11 @@ class Job(RequestObserver):
         self.follow_model(p)
 
     def sampling_ends(self, p, latents) -> None:
-        self._weights.before_decode(latents)
+        self.host.weights.before_decode(latents)
 
     def decode_ends(self, p) -> None:
         self.vae.report()
-        self._weights.report_to(self.report)
+        self.host.weights.report_to(self.report)
 
     def close(self) -> None:
         if not self._open:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from modules import lowvram, shared
-from sdxl_optim.hosts.webui.family import FORGE
 from sdxl_optim.hosts.webui.options import LOAD, chosen
 
-_ours = False
+CHOSEN = "sdxl_optim_loads_into_main_memory"  # beside the flag: that our setting has set it
 
 
 def load_into_main_memory_if_chosen() -> None:
     """To be called before the host loads its first checkpoint."""
-    global _ours
     flags = shared.cmd_opts
-    if not FORGE and chosen(LOAD) and not (flags.medvram or flags.lowvram or flags.medvram_sdxl):
-        flags.medvram_sdxl = _ours = True
+    if chosen(LOAD) and not (flags.medvram or flags.lowvram or flags.medvram_sdxl):
+        flags.medvram_sdxl = True
+        setattr(flags, CHOSEN, True)
 
 
 def loads_into_main_memory() -> bool:
     """Whether the host's --medvram-sdxl is in force by our setting alone."""
-    return _ours
+    return getattr(shared.cmd_opts, CHOSEN, False)
 
 
 class HostLowvram:

@@ -7,13 +7,13 @@ import importlib.util
 import torch
 
 from modules import devices, sd_hijack, shared
-from sdxl_optim.hosts.webui import adapter
-from sdxl_optim.hosts.webui.family import FORGE
+from sdxl_optim.hosts.webui.family import HostFamily
 from sdxl_optim.settings.advice import Machine
 
 
-def machine() -> Machine:
-    options, model = shared.cmd_opts, adapter.sampling.loaded_model()
+def machine(host: HostFamily) -> Machine:
+    options, model = shared.cmd_opts, host.loaded_model()
+    obeys = not host.moves_weights  # --medvram and --lowvram
     device = devices.device.type
     on_card = device == "cuda" and torch.cuda.is_available()
     optimizer = getattr(sd_hijack, "current_optimizer", None)
@@ -25,12 +25,12 @@ def machine() -> Machine:
         triton=importlib.util.find_spec("triton") is not None,
         kind=_kind(model),
         checkpoint=model.sd_checkpoint_info.name_for_extra if model is not None else None,
-        medvram=not FORGE and bool(options.medvram or (options.medvram_sdxl and _kind(model) == "sdxl")),
-        lowvram=not FORGE and bool(options.lowvram),
+        medvram=obeys and bool(options.medvram or (options.medvram_sdxl and _kind(model) == "sdxl")),
+        lowvram=obeys and bool(options.lowvram),
         no_half=bool(options.no_half),
         no_half_vae=bool(options.no_half_vae),
         attention=optimizer.name if optimizer is not None else None,
-        host_offloads=FORGE,
+        host_offloads=host.moves_weights,
     )
 
 

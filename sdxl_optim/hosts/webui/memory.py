@@ -1,15 +1,12 @@
-"""What forbids offload and fp8 in this WebUI, and the owner of where the weights are."""
+"""What forbids offload and fp8 in this WebUI, and what offload asks of its previews."""
 
 from __future__ import annotations
 
 from modules import devices, lowvram, sd_unet, shared
-from sdxl_optim.hosts.webui.host_options import host_option
+from sdxl_optim.hosts.webui.host_options import HostOptions
 from sdxl_optim.hosts.webui.lowvram import loads_into_main_memory
-from sdxl_optim.hosts.webui.placement import WeightsOnHost
 from sdxl_optim.techniques.memory import fp8
 from sdxl_optim.wording import Text, message
-
-weights = WeightsOnHost()
 
 
 def why_no_fp8() -> Text | None:
@@ -32,7 +29,7 @@ def _run_by_another() -> Text | None:
     return message("the UNet is run by {name}", name=sd_unet.current_unet_option.label)
 
 
-def cheap_previews(job) -> None:
+def cheap_previews(job, options: HostOptions) -> None:
     """Previews by the full VAE would call it from another thread while the UNet has the device: take cheaper ones."""
     if job.plan.config("memory.offload") is not None and shared.opts.show_progress_type == "Full":
-        job.undo.enter_context(host_option("show_progress_type", "Approx NN"))
+        job.undo.enter_context(options.held("show_progress_type", "Approx NN"))

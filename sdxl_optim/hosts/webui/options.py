@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,6 @@ import gradio as gr
 from modules import shared
 from modules.options import OptionInfo
 from modules.shared import opts
-from sdxl_optim.hosts.webui.family import FORGE
 
 SECTION = ("sdxl_optim", "SDXL Optim")
 LOAD = "sdxl_optim_load_into_main_memory"
@@ -51,9 +51,10 @@ OPTIONS = {
 }
 
 
-def add_options() -> None:
+def add_options(without: Container[str] = ()) -> None:
+    """The host's on_ui_settings. without: names of options that it has no use for."""
     for name, option in OPTIONS.items():
-        if name == LOAD and FORGE:  # it moves the parts itself
+        if name in without:
             continue
         info = OptionInfo(option.default, option.label, section=SECTION)
         if option.choices:

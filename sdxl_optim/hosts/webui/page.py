@@ -12,6 +12,7 @@ from gradio.components import Component
 from sdxl_optim.errors import SettingsError
 from sdxl_optim.hosts.webui import preset_ui, ui
 from sdxl_optim.hosts.webui.arguments import PRESET, names, settings_held
+from sdxl_optim.hosts.webui.family import HostFamily
 from sdxl_optim.hosts.webui.foresight import NotForeseeable, foresee, in_words
 from sdxl_optim.hosts.webui.job import log
 from sdxl_optim.hosts.webui.ui import Accordion
@@ -55,10 +56,10 @@ SAME = {"hr_sampler_name": "Use same sampler", "hr_scheduler": "Use same schedul
 class Page:
     """One tab. The host's components are noted as they are made; when its log is, all others are there."""
 
-    def __init__(self, tab: str, presets: PresetLibrary, last_report: Callable[[], JobReport | None]):
+    def __init__(self, tab: str, host: HostFamily, presets: PresetLibrary, last_report: Callable[[], JobReport | None]):
         """last_report: what the accordion shall show of the tab's last run."""
         self.tab = tab
-        self._presets = presets
+        self._host, self._presets = host, presets
         self._last_report = last_report
         self._accordion: Accordion | None = None
         self._known: dict[str, Component] = {}
@@ -66,7 +67,7 @@ class Page:
 
     def build(self, elem_id) -> Accordion:
         """Make the accordion. elem_id: the script's own function from a name to an element id."""
-        self._accordion = ui.build(elem_id, self._presets)
+        self._accordion = ui.build(elem_id, self._host, self._presets)
         return self._accordion
 
     def after_component(self, component: Component) -> None:
@@ -128,12 +129,14 @@ class Page:
             return "", "", gr.update(visible=False)
         preset = self._presets.find(flat[PRESET])
         parts = preset_ui.not_yet_taken(preset, given)
-        return self._line(given, values), preset_ui.about(preset, parts), gr.update(visible=bool(parts))
+        about = preset_ui.about(preset, parts, self._host)
+        return self._line(given, values), about, gr.update(visible=bool(parts))
 
     def _line(self, given: dict[str, Any], values: tuple) -> str:
         try:
             settings = settings_held(values, self._presets)
-            return show_plan(*in_words(foresee(as_request(given), settings, self.tab == "img2img")))
+            foreseen = foresee(self._host, as_request(given), settings, self.tab == "img2img")
+            return show_plan(*in_words(foreseen))
         except (SettingsError, NotForeseeable) as error:
             return show_plan([], [message("no plan yet: {reason}", reason=error)])
         except Exception as error:  # whatever a half-filled form holds, the page goes on

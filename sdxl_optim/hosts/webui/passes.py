@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from modules import shared
-from sdxl_optim.hosts.webui import adapter, request
+from sdxl_optim.hosts.webui import request
 from sdxl_optim.hosts.webui.active_runs import ActiveRuns
 from sdxl_optim.hosts.webui.job import Job
 from sdxl_optim.planning.plan import make_plan
@@ -45,8 +45,8 @@ def watch_sampler(p, job: Job | None, runs: ActiveRuns) -> None:
 @contextmanager
 def _running(p, sampler, job: Job, runs: ActiveRuns, steps: int, func) -> Iterator[None]:
     settings = job.settings.for_hires() if p.is_hr_pass else job.settings
-    plan = make_plan(settings, adapter.sampling.gather_facts(p, sampler, settings, steps, func))
-    run = adapter.sampling.new_run(plan, pass_name(p))
+    plan = make_plan(settings, job.host.gather_facts(p, sampler, settings, steps, func))
+    run = job.host.new_run(plan, pass_name(p))
     observers = request.attach(p).observers
     for observer in observers:
         observer.loop_begins(p)

@@ -10,6 +10,7 @@ import torch
 
 from modules import devices, lowvram, sd_models, shared
 from sdxl_optim.hosts.webui import lora
+from sdxl_optim.hosts.webui.family import HostsWeights
 from sdxl_optim.hosts.webui.lowvram import HostLowvram, loads_into_main_memory
 from sdxl_optim.hosts.webui.peaks import HighWater
 from sdxl_optim.hosts.webui.vae import dtype_of
@@ -146,7 +147,7 @@ class _Request:
     copied_before: int  # bytes copied to the device when it began
 
 
-class WeightsOnHost:
+class WeightsOnHost(HostsWeights):
     """The owner of the placement, which is kept between requests with the same memory settings. The calls, in order:
 
     undo_if_changed  a request begins, with the extension on or off

@@ -15,6 +15,7 @@ from modules.ui_components import FormRow, ToolButton
 from sdxl_optim import settings as declared
 from sdxl_optim.errors import SettingsError
 from sdxl_optim.hosts.webui.arguments import PRESET, names, settings_held, shown, ui_fields
+from sdxl_optim.hosts.webui.family import HostFamily
 from sdxl_optim.hosts.webui.machine import machine
 from sdxl_optim.settings.advice import advise
 from sdxl_optim.settings.preset_library import ENCODING, PresetLibrary, as_text
@@ -156,10 +157,10 @@ def not_yet_taken(preset: Preset | None, given: dict[str, Any]) -> list[str]:
     return parts
 
 
-def about(preset: Preset | None, parts: list[str]) -> str:
+def about(preset: Preset | None, parts: list[str], host: HostFamily) -> str:
     """What the chosen preset is for and proposes; without one, what to choose."""
     if preset is None:
-        rows = "".join(f"<p>{as_html(sentence)}</p>" for sentence in advise(machine()))
+        rows = "".join(f"<p>{as_html(sentence)}</p>" for sentence in advise(machine(host)))
         return f"<div class='sdxl-optim-proposal'>{rows}</div>"
     text = f"<span>{html.escape(preset.about)}</span> " if preset.about else ""
     offered = f"<span>{as_html('proposed: ' + ', '.join(parts))}</span>" if parts else ""

@@ -16,7 +16,6 @@ from sdxl_optim.techniques.vae.patch import auto_precision
 from sdxl_optim.techniques.vae.rules import TINY, Precision
 from sdxl_optim.wording import Text, message
 
-CANNOT: dict[str, Text] = {}  # by setting, what no model and no machine can have in this host
 NO_CODERS = "this model's VAE has no encoder and decoder that could be reached"
 
 

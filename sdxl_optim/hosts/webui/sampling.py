@@ -3,55 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
 
-from modules import prompt_parser, sd_hijack, sd_models, sd_unet, shared
+from modules import prompt_parser, sd_unet, shared
 from modules.shared import opts
-from sdxl_optim.hosts.webui import backend
-from sdxl_optim.hosts.webui.active_runs import ActiveRuns, count_stock
 from sdxl_optim.hosts.webui.facts import scheduled, timesteps, to_refiner, tokens, unet_facts
 from sdxl_optim.hosts.webui.rehearsal import rehearse
 from sdxl_optim.hosts.webui.request import job_of
-from sdxl_optim.planning.plan import Plan
 from sdxl_optim.run import Run
 from sdxl_optim.sampling.facts import Facts
 from sdxl_optim.sampling.loop import Loop, Rows
-from sdxl_optim.settings import Settings
 from sdxl_optim.techniques.deepcache.calibration import find as find_calibration
 from sdxl_optim.unet.layout import read_layout
-from sdxl_optim.wording import message
-
-
-def loaded_model():
-    """The model, or None while none is loaded."""
-    return sd_models.model_data.sd_model
-
-
-def latent_device() -> torch.device:
-    """Where samplers expect the latents."""
-    return shared.sd_model.alphas_cumprod.device
-
-
-def token_length(text: str):
-    return sd_hijack.model_hijack.get_prompt_lengths(text)[1]
-
-
-def model_kept_as_it_is() -> AbstractContextManager:
-    """Around making a sampler that is not used. It changes nothing here."""
-    return nullcontext()
-
-
-def new_run(plan: Plan, name: str) -> Run:
-    return Run(plan, name, backend.execution_of(plan))
-
+from sdxl_optim.wording import Text, message
 
 # --- before the loop
 
 
-def gather_facts(p, sampler, settings: Settings, steps: int, func) -> Facts:
+def gather_facts(p, sampler, steps: int, func, no_backend: Text | None) -> Facts:
+    """no_backend: why the settings' backend can't run."""
     args = sampler.sampler_extra_args
     denoiser = sampler.model_wrap_cfg
     rows = _rows(args["cond"], args["uncond"], _edits(denoiser))
@@ -71,7 +43,7 @@ def gather_facts(p, sampler, settings: Settings, steps: int, func) -> Facts:
     unet = unet_facts(shared.sd_model.model.diffusion_model, read_layout, p)
     if sd_unet.current_unet is not None:
         unet = replace(unet, why_not=message("the UNet is run by {name}", name=sd_unet.current_unet_option.label))
-    cannot = {"cfg_cutoff": _why_no_cut(args["cond"], loop), "backend": backend.why_not(settings)}
+    cannot = {"cfg_cutoff": _why_no_cut(args["cond"], loop), "backend": no_backend}
     calibration, reason = find_calibration(shared.sd_model.sd_checkpoint_info.filename)
     return Facts(
         loop=loop,
@@ -140,18 +112,11 @@ def _progress(denoiser, total: int) -> Callable[[int, float], float]:
 # --- in the loop
 
 
-def on_cfg_denoiser(params, runs: ActiveRuns) -> None:
-    """The host's callback before each model evaluation."""
-    denoiser = params.denoiser
-    run = runs.run_of(denoiser)
-    if run is None:
-        runs.foreign_call_begins()
-        count_stock(denoiser, lambda: _stock_rows(denoiser, params))
-        return
-    _follow_model(run, denoiser.p)
-
+def call_begins(run: Run, params) -> None:
+    """The host's callback before a model evaluation, which is a call of `run`."""
+    _follow_model(run, params.denoiser.p)
     rows, cond_rows = params.x.shape[0], params.text_cond.shape[0]
-    host_skips = _host_skips_now(denoiser, params)
+    host_skips = _host_skips_now(params)
     stock_rows = rows - params.text_uncond.shape[0] if host_skips else rows
     cut = run.next_step().drops_uncond and not host_skips
     if cut:
@@ -161,8 +126,8 @@ def on_cfg_denoiser(params, runs: ActiveRuns) -> None:
     run.begin_call(cond_rows if cut else stock_rows, stock_rows, cond_rows)
 
 
-def _stock_rows(denoiser, params) -> int:
-    skipped = params.text_uncond.shape[0] if _host_skips_now(denoiser, params) else 0
+def stock_rows(params) -> int:
+    skipped = params.text_uncond.shape[0] if _host_skips_now(params) else 0
     return params.x.shape[0] - skipped
 
 
@@ -177,7 +142,8 @@ def _follow_model(run: Run, p) -> None:
         run.attach(model.model.diffusion_model, key)
 
 
-def _host_skips_now(denoiser, params) -> bool:
+def _host_skips_now(params) -> bool:
+    denoiser = params.denoiser
     # Reading sigma waits for the GPU; the host does the same where NGMS is in use, and only there is it read.
     sigma = float(params.sigma[0]) if (denoiser.sampler.s_min_uncond or 0) > 0 else 0.0
     return _host_skips(denoiser.step, denoiser.total_steps, sigma, denoiser)

@@ -21,6 +21,7 @@ from sdxl_optim.bench.runner import Runner
 from sdxl_optim.errors import SettingsError
 from sdxl_optim.hosts.webui import lpips_offer
 from sdxl_optim.hosts.webui.bench import BenchJob, Template, WebUIHost
+from sdxl_optim.hosts.webui.family import HostFamily
 from sdxl_optim.hosts.webui.grid import results_folder
 from sdxl_optim.hosts.webui.measure import Measurer
 from sdxl_optim.hosts.webui.ui import TITLE
@@ -37,8 +38,8 @@ MAX_PICTURES = 60
 class BenchTab:
     """The tab, and the benchmark that was started last, which goes on when the page is closed."""
 
-    def __init__(self, measurer: Measurer):
-        self._measurer = measurer
+    def __init__(self, host: HostFamily, measurer: Measurer):
+        self._host, self._measurer = host, measurer
         self._job: BenchJob | None = None
 
     def build(self) -> list[tuple[gr.Blocks, str, str]]:
@@ -77,7 +78,7 @@ class BenchTab:
         )
         title = "the article's table" if what == ARTICLE else "benchmark"
         results = Results.create(results_folder(), "bench", title=title)
-        host = WebUIHost(template, self._measurer)
+        host = WebUIHost(template, self._host, self._measurer)
         self._job = BenchJob(Runner(host, results, chosen, read, int(runs), int(warm_up)))
         yield from self._follow()
 

@@ -14,6 +14,7 @@ from modules.infotext_utils import PasteField
 from modules.ui_components import FormRow, InputAccordion
 from sdxl_optim.hosts.webui import backend_ui, infotext, preset_ui
 from sdxl_optim.hosts.webui.arguments import PRESET, shown, ui_fields
+from sdxl_optim.hosts.webui.family import HostFamily
 from sdxl_optim.hosts.webui.tiny_decoder import copy_decoder
 from sdxl_optim.settings import Field, FieldPath
 from sdxl_optim.settings.preset_library import PresetLibrary
@@ -51,7 +52,7 @@ class Accordion:
         return [field.infotext_key for field in self.fields]
 
 
-def build(elem_id, presets: PresetLibrary) -> Accordion:
+def build(elem_id, host: HostFamily, presets: PresetLibrary) -> Accordion:
     """Make the accordion. elem_id: the script's own function from a name to an element id."""
     parts: dict[FieldPath, gr.components.Component] = {}
     by_path = {f.path: f for f in ui_fields()}
@@ -95,7 +96,7 @@ def build(elem_id, presets: PresetLibrary) -> Accordion:
         with FormRow():
             add("vae", "decoder")
         _vae_and_memory(add, elem_id)
-        backend_ui.build(add, elem_id)
+        backend_ui.build(add, elem_id, host)
         with gr.Accordion("Hires fix pass", open=False, elem_id=elem_id("hires")):
             with FormRow():
                 add("hires", "mode")

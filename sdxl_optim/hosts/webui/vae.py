@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from modules import devices, sd_vae, shared
+from sdxl_optim.hosts.webui.family import HostsVae
 from sdxl_optim.planning.plan import RequestPlan
 from sdxl_optim.report import JobReport
 from sdxl_optim.sampling.note import Note
@@ -65,7 +66,7 @@ def largest_tile(settings: Settings, precision: str | None) -> int | None:
     return largest_tile_within(room, dtype_of(precision)) * FACTOR
 
 
-class VaePatch:
+class VaePatch(HostsVae):
     """The decided precision and tiles on the VAE of whichever model is at work, until closed."""
 
     def __init__(self, report: JobReport, free_memory: Callable[[], bool]):

@@ -10,10 +10,8 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from modules import devices, sd_hijack, sd_models, shared
-from sdxl_optim.hosts.webui.active_runs import ActiveRuns, count_stock
+from modules import shared
 from sdxl_optim.hosts.webui.facts import scheduled, timesteps, to_refiner, tokens, unet_facts
-from sdxl_optim.hosts.webui.forge import backend
 from sdxl_optim.hosts.webui.forge.rules import (
     goes_together,
     layout_of,
@@ -30,45 +28,14 @@ from sdxl_optim.planning.plan import Plan
 from sdxl_optim.run import Run
 from sdxl_optim.sampling.facts import Facts
 from sdxl_optim.sampling.loop import Loop, Rows
-from sdxl_optim.settings import Settings
 from sdxl_optim.techniques.deepcache.calibration import find as find_calibration
-
-
-def loaded_model():
-    """The model, or None while none is loaded: Forge has a stand-in then."""
-    model = sd_models.model_data.sd_model
-    return model if getattr(model, "forge_objects", None) is not None else None
-
-
-def latent_device() -> torch.device:
-    """Where samplers expect the latents."""
-    return devices.device
-
-
-def token_length(text: str) -> int:
-    return sd_hijack.model_hijack.get_prompt_lengths(text, shared.sd_model.cond_stage_model)[1]
-
-
-@contextmanager
-def model_kept_as_it_is() -> Iterator[None]:
-    """Around making a sampler that is not used: DDIM and its like give the model a schedule of their own."""
-    model, name = shared.sd_model, "alphas_cumprod"
-    before = vars(model).get(name)
-    try:
-        yield
-    finally:
-        if before is not None:
-            setattr(model, name, before)
-
-
-def new_run(plan: Plan, name: str) -> Run:
-    return ForgeRun(plan, name)
-
+from sdxl_optim.wording import Text
 
 # --- before the loop
 
 
-def gather_facts(p, sampler, settings: Settings, steps: int, func) -> Facts:
+def gather_facts(p, sampler, steps: int, func, no_backend: Text | None) -> Facts:
+    """no_backend: why the settings' backend can't run."""
     args, denoiser, model = sampler.sampler_extra_args, sampler.model_wrap_cfg, shared.sd_model
     cond, uncond = args["cond"], args["uncond"]
     scale = p.hr_cfg if p.is_hr_pass else args["cond_scale"]
@@ -83,7 +50,7 @@ def gather_facts(p, sampler, settings: Settings, steps: int, func) -> Facts:
     cannot = {
         "cfg_cutoff": why_no_cut(cond, loop, options, edits),
         "deepcache": why_no_cache(options),
-        "backend": backend.why_not(settings),
+        "backend": no_backend,
     }
     return Facts(
         loop=loop,
@@ -123,19 +90,9 @@ def _together(cond, uncond, call: int) -> bool:
 # --- in the loop
 
 
-def on_cfg_denoiser(params, runs: ActiveRuns) -> None:
-    """The host's callback before each model evaluation. (On Forge it may change nothing but the tensors.)"""
-    denoiser = params.denoiser
-    run = runs.run_of(denoiser)
-    if run is None:
-        runs.foreign_call_begins()
-        count_stock(denoiser, lambda: _stock_rows(denoiser, params))
-    else:
-        run.follow(denoiser)
-
-
-def _stock_rows(denoiser, params) -> int:
-    p, cond = denoiser.p, params.text_cond
+def stock_rows(params) -> int:
+    denoiser, cond = params.denoiser, params.text_cond
+    p = denoiser.p
     scale = p.hr_cfg if p.is_hr_pass else denoiser.sampler.sampler_extra_args["cond_scale"]
     skips = params.text_uncond is None or _skips(denoiser, params.sigma, scale, _options())
     cond_rows = (cond["crossattn"] if isinstance(cond, dict) else cond).shape[0]

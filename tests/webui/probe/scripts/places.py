@@ -43,8 +43,8 @@ def on_done(module, args, output):
 
 def is_placed():
     """Whether the extension sees to where this very model is."""
-    ours = sys.modules.get("sdxl_optim.hosts.webui.memory")
-    weights = getattr(ours, "weights", None)
+    ours = sys.modules.get("sdxl_optim.hosts.webui.extension")
+    weights = ours.extension().host.weights if ours is not None else None
     return getattr(getattr(weights, "placement", None), "model", None) is shared.sd_model
 
 
