@@ -130,13 +130,13 @@ class Watch:
 
 class Bench:
     def __init__(self, args, ui: WebUI, peaks: Peaks, ends: float):
-        from sdxl_optim.hosts.webui.memory import weights
+        from sdxl_optim.hosts.webui.extension import extension
 
         self.ui, self.peaks, self.ends, self.pictures, self.out = ui, peaks, ends, args.pictures, args.out
         self.only = args.only.split(",") if args.only else list(CASES)
         size = {"width": 64, "height": 64, "steps": 3} if args.tiny else {"width": 1024, "height": 1024, "steps": 30}
         self.request = {**size, "cfg_scale": 5.0, "sampler_name": "Euler", "scheduler": "Automatic", "seed": 1}
-        self.weights, self.watch = weights, Watch()
+        self.weights, self.watch = extension().host.weights, Watch()
         self.made = self.again = 0  # pictures; those that ran out of memory once
         self.hosts: list[tuple[int, float]] = []  # (block, seconds)
         self.block = 0
