@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Iterator
 from pathlib import Path
+from string import Formatter
 
+import sdxl_optim
 from sdxl_optim import settings as declared
 from sdxl_optim.settings import presets
 from sdxl_optim.wording import to_translate
 
-PACKAGE = Path(declared.__file__).parent
-SENTENCES = ("*.py", "memory/*.py", "patches/*.py", "backends/*.py", "host/webui/*.py", "host/forge/*.py")
+PACKAGE = Path(sdxl_optim.__file__).parent
+SENTENCES = (
+    "*.py",
+    "planning/*.py",
+    "sampling/*.py",
+    "settings/advice.py",
+    "techniques/**/*.py",
+    "unet/*.py",
+    "backends/**/*.py",
+    "hosts/webui/**/*.py",
+)
 # Their texts reach a command line, a file or a report of their own.
-ELSEWHERE = ("cli.py", "settings.py", "settings_table.py", "overrides.py", "presets.py", "preset_library.py",
-             "words.py", "errors.py", "doctor.py", "grid.py", "measure.py", "bench.py", "api.py",
-             "machine.py")  # fmt: skip
+ELSEWHERE = ("wording.py", "errors.py", "files.py", "grid.py", "measure.py", "bench.py", "api.py", "machine.py",
+             "certain_end.py")  # fmt: skip
 COMPONENTS = {"Button", "Accordion", "UploadButton", "ToolButton", "Textbox", "Radio", "Dropdown", "Slider", "HTML",
               "File", "Dataframe", "Gallery", "Checkbox", "InputAccordion"}  # fmt: skip
-SHOWN_BY = {"Note", "note", "words", "joined", "append", "show_plan", "_error", "as_html"}
+SHOWN_BY = {"Note", "note", "message", "joined", "append", "show_plan", "_error", "as_html", "refused", "said"}
 SHOWN_AS = {"label", "info", "placeholder", "tooltip", "value"}
 
 
@@ -28,8 +37,17 @@ def all_pieces() -> set[str]:
     found = set(declared_texts())
     for path in sources():
         sentences, whole = texts_in(path.read_text("utf-8"))
-        found |= {piece for text in sentences for piece in to_translate(text)} | whole
+        found |= {piece for text in sentences for piece in template_pieces(text)} | whole
     return {text.strip() for text in found if any(map(str.isalpha, text))}
+
+
+def template_pieces(template: str) -> list[str]:
+    """The pieces of a template around its values."""
+    try:
+        literals = [text for text, *_ in Formatter().parse(template)]
+    except ValueError:  # no template: a text with a brace
+        literals = [template]
+    return [piece for text in literals for piece in to_translate(text)]
 
 
 def declared_texts() -> Iterator[str]:
@@ -48,8 +66,7 @@ def sources() -> list[Path]:
 
 
 def texts_in(source: str) -> Iterator[set[str]]:
-    """Sentences, which are cut into pieces (a formatted value in one is a number), and texts of components, which are
-    not."""
+    """Templates of sentences, which are cut into pieces, and texts of components, which are not."""
     sentences, whole = set(), set()
     tree = ast.parse(source)
     for node in ast.walk(tree):
@@ -62,17 +79,28 @@ def texts_in(source: str) -> Iterator[set[str]]:
                 sentences |= {text for a in node.args for text in strings(a)}
         elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "help":  # under a component's label
             whole |= set(strings(node.value))
-        elif isinstance(node, (ast.Return, ast.Assign)) and node.value is not None:
+        elif isinstance(node, (ast.Return, ast.Assign, ast.AnnAssign)) and node.value is not None:
             sentences |= {text for text in strings(node.value) if " " in text.strip()}
     return ({text for text in found if "<" not in text and "=>" not in text} for found in (sentences, whole))
 
 
+def formatted_at_once(source: str) -> list[str]:
+    """f-strings that are shown: their values could not be told from their words."""
+    return [
+        ast.unparse(argument)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "attr", getattr(node.func, "id", "")) in SHOWN_BY - {"append"}
+        for argument in node.args
+        if isinstance(argument, ast.JoinedStr)
+    ]
+
+
 def strings(node: ast.AST) -> Iterator[str]:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        yield re.sub(r"\{\w+\}", "1", node.value)
+        yield node.value
     elif isinstance(node, ast.JoinedStr):
-        parts = (v.value if isinstance(v, ast.Constant) else "1" for v in node.values)
-        yield re.sub(r"\{\w+\}", "1", "".join(parts))
-    elif isinstance(node, (ast.IfExp, ast.BinOp, ast.Tuple, ast.List)):
+        yield "".join(v.value if isinstance(v, ast.Constant) else "{}" for v in node.values)
+    elif isinstance(node, (ast.IfExp, ast.BinOp, ast.Tuple, ast.List, ast.Dict)):
         for child in ast.iter_child_nodes(node):
             yield from strings(child)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from sdxl_optim.backends.environment import Environment
+from sdxl_optim.wording import Text
 
 if TYPE_CHECKING:
     from sdxl_optim.backends.rewrites.weight_layout import WeightLayout
@@ -26,9 +27,9 @@ HALF = (torch.float16, torch.bfloat16)
 class CannotPrepare(Exception):
     """A call can't be prepared and runs eagerly. reason: for the user, a clause without a full stop."""
 
-    def __init__(self, reason: str):
+    def __init__(self, reason: Text):
         self.reason = reason
-        super().__init__(reason)
+        super().__init__(str(reason))
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from sdxl_optim.backends.rewrites import memset_nodes
 from sdxl_optim.backends.rewrites.layers import LARGE
 from sdxl_optim.backends.rewrites.side_stream import SideStream
 from sdxl_optim.backends.rewrites.weight_layout import WeightLayout
+from sdxl_optim.wording import message
 
 
 class Streams:
@@ -66,7 +67,8 @@ class CudaGraph(Backend):
         if not environment.cuda:
             return "needs a CUDA device"
         if environment.torch < (2, 1):
-            return f"needs torch 2.1 or later; here is {'.'.join(map(str, environment.torch))}"
+            here = ".".join(map(str, environment.torch))
+            return message("needs torch {least} or later; here is {here}", least="2.1", here=here)
         return None
 
     def side_stream(self) -> SideStream:

@@ -24,7 +24,7 @@ from sdxl_optim.report import PassReport
 from sdxl_optim.sampling.call import Kind, UNetCall
 from sdxl_optim.sampling.note import Note
 from sdxl_optim.unet.patching import replaced
-from sdxl_optim.wording import Text, message
+from sdxl_optim.wording import Message, Text, message, name
 
 MOST = 16  # prepared calls that are kept; each has a graph, and all share the memory of the largest
 TOLERANCE = 0.05  # relative difference from the eager result above which a prepared call is taken to be wrong
@@ -205,13 +205,18 @@ class Execution:
 
     def _fall_back(self, key: CallKey | None, error: Exception, report: PassReport) -> None:
         if isinstance(error, torch.cuda.OutOfMemoryError):
-            reason = "the device's memory does not suffice for it"
+            reason: Text = "the device's memory does not suffice for it"
         else:
-            reason = error.reason if isinstance(error, CannotPrepare) else f"{type(error).__name__}: {error}"
+            reason = error.reason if isinstance(error, CannotPrepare) else _first_line(error)
         if key is not None:
             self._failed[key] = reason
             self._entries.pop(key, None)
-        report.fall_back(self.backend.name, reason.splitlines()[0][:200])
+        report.fall_back(self.backend.name, reason)
+
+
+def _first_line(error: Exception) -> Message:
+    """Of what somebody else's error says, which may be long."""
+    return name(f"{type(error).__name__}: {error}".splitlines()[0][:200])
 
 
 def _timed(call: Callable, inputs) -> tuple[list[torch.Tensor], float]:
@@ -233,4 +238,6 @@ def _compare(outputs: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
         ours, theirs = ours.float(), theirs.float()
         difference = float((ours - theirs).norm() / theirs.norm().clamp_min(1e-12))
         if difference > TOLERANCE:
-            raise CannotPrepare(f"its result differs from the eager one by {100 * difference:.0f} %")
+            raise CannotPrepare(
+                message("its result differs from the eager one by {share:.0f} %", share=100 * difference)
+            )

@@ -48,7 +48,8 @@ class Inductor(Backend):
 
     def probe(self, environment: Environment) -> str | None:
         if environment.torch < (2, 1):
-            return f"needs torch 2.1 or later; here is {'.'.join(map(str, environment.torch))}"
+            here = ".".join(map(str, environment.torch))
+            return message("needs torch {least} or later; here is {here}", least="2.1", here=here)
         if not environment.cuda:
             return None if environment.compiler else "needs a C++ compiler on the path (g++, clang++ or cl)"
         if "triton" not in environment.packages:
@@ -83,7 +84,7 @@ class Inductor(Backend):
     def _remember_shape(self, inputs: Tensors) -> None:
         shape = tuple(tuple(tensor.shape) for tensor in inputs[:4])
         if shape not in self._shapes and len(self._shapes) >= MOST_SHAPES:
-            raise CannotPrepare(f"{MOST_SHAPES} sizes are compiled already in this session")
+            raise CannotPrepare(message("{n} sizes are compiled already in this session", n=MOST_SHAPES))
         self._shapes.add(shape)
 
     def release(self) -> None:

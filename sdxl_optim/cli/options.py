@@ -118,6 +118,6 @@ def check_folder(path: Path) -> Path:
 
 
 def _help(declaration: Declaration) -> str:
-    allowed = declaration.allowed.removesuffix(", or null")
+    allowed = str(declaration.allowed).removesuffix(", or null")
     default = "" if declaration.default is None else f"; default {str(declaration.default).lower()}"
     return f"{declaration.help} ({allowed}{default})".replace("%", "%%")

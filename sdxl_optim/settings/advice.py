@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 
 from sdxl_optim.settings import presets
-from sdxl_optim.wording import joined, message
+from sdxl_optim.wording import Text, joined, message
 
 GIB = 2**30
 FEW_STEPS = re.compile(r"turbo|lightning|lcm|hyper", re.IGNORECASE)
@@ -37,19 +37,19 @@ class Machine:
     host_offloads: bool = False
 
 
-def advise(machine: Machine) -> list[str]:
+def advise(machine: Machine) -> list[Text]:
     """What to choose and why, then a sentence for each flag that costs more than it brings. Empty where nothing is
     known."""
     return [*_choice(machine), *_flags(machine)]
 
 
-def _choice(m: Machine) -> list[str]:
+def _choice(m: Machine) -> list[Text]:
     if m.checkpoint and FEW_STEPS.search(m.checkpoint):
         text = (
             "{checkpoint} makes its pictures in a few steps, going by its name: leave the presets off,"
-            " and at CFG scale 1 switch CFG cutoff on"
+            " and at CFG scale {scale} switch CFG cutoff on."
         )
-        return [message(text + ".", checkpoint=m.checkpoint)]
+        return [message(text, checkpoint=m.checkpoint, scale=1)]
     if m.device is None:
         return []
     if m.device != "cuda":
@@ -61,12 +61,12 @@ def _choice(m: Machine) -> list[str]:
     budget = _budget(gib) if m.kind == "sdxl" and not moved else None
     if budget:
         text = "choose the preset {preset}, which fits SDXL into it."
-        return [joined([f"The card has {gib:.0f} GiB", ": ", message(text, preset=budget)])]
+        return [joined([message("The card has {size:.0f} GiB", size=gib), ": ", message(text, preset=budget)])]
     if m.kind == "sdxl" and gib < 9.5:
         text = "choose the preset balanced, whose tiny VAE takes the least memory to decode."
     else:
         text = "choose the preset balanced, or fast where details may change a little."
-    return [f"The card has {gib:.0f} GiB: {text}"]
+    return [joined([message("The card has {size:.0f} GiB", size=gib), ": ", text])]
 
 
 def _budget(gib: float) -> str | None:
@@ -75,17 +75,18 @@ def _budget(gib: float) -> str | None:
     return next((name for name, limit in limits if gib < limit and presets.known.find(name)), None)
 
 
-def _flags(m: Machine) -> list[str]:
-    found = []
+def _flags(m: Machine) -> list[Text]:
+    found: list[Text] = []
     gib = None if m.memory is None else m.memory / GIB
     if m.lowvram:
         found.append("--lowvram takes many times as long: use --medvram, or leave both out.")
     elif m.medvram and gib is not None and gib >= 11.5:
-        found.append(f"--medvram takes about 1.5 times as long, and is not needed with {gib:.0f} GiB: leave it out.")
+        text = "--medvram takes about {factor} times as long, and is not needed with {size:.0f} GiB: leave it out."
+        found.append(message(text, factor=1.5, size=gib))
     if m.no_half and m.device == "cuda":
         found.append("--no-half computes at double the size: leave it out unless pictures turn out black.")
     elif m.no_half_vae and m.device == "cuda":
-        found.append("--no-half-vae takes 2 GiB more to decode: the tiny VAE does without.")
+        found.append(message("--no-half-vae takes {size} GiB more to decode: the tiny VAE does without.", size=2))
     if m.device == "cuda" and m.attention in ("Doggettx", "InvokeAI", "V1", "sub-quadratic", "None"):
         text = (
             "Attention is computed by {name}, which is slower than sdp:"

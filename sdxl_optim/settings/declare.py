@@ -3,17 +3,32 @@ key."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sdxl_optim.errors import SettingsError
 from sdxl_optim.settings.presets import NONE
+from sdxl_optim.wording import Text, joined, message
+
+_NOTHING = object()
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of a combination such as "freeu+cutoff 0.75": it sets its setting to `value`, and a number behind it sets
+    the one of the name `number` in the same group."""
+
+    value: Any
+    number: str | None = None
 
 
 @dataclass(frozen=True)
 class Declaration:
-    """What is known of one setting. `kind` is toggle, slider or choice."""
+    """What is known of one setting. `kind` is toggle, slider or choice.
+
+    off: the value that asks for nothing; without it, every value asks for something. words: those of combinations.
+    """
 
     kind: str
     default: Any
@@ -25,16 +40,23 @@ class Declaration:
     choices: Sequence = ()
     nullable: bool = False
     in_ui: bool = True
+    off: Any = _NOTHING
+    words: Mapping[str, Word] = field(default_factory=dict, hash=False)
+
+    def asks_for_something(self, value: Any) -> bool:
+        return self.off is _NOTHING or value != self.off
 
     @property
-    def allowed(self) -> str:
+    def allowed(self) -> Text:
+        text: Text
         if self.kind == "toggle":
             text = "true or false"
         elif self.kind == "choice":
-            text = ", ".join(map(str, self.choices))
+            text = joined(map(str, self.choices), by=", ")
         else:
-            text = f"{'an integer' if self.integer else 'a number'} from {self.lo:g} to {self.hi:g}"
-        return f"{text}, or null" if self.nullable else text
+            numbers = "an integer from {lo:g} to {hi:g}" if self.integer else "a number from {lo:g} to {hi:g}"
+            text = message(numbers, lo=self.lo, hi=self.hi)
+        return joined([text, "or null"], by=", ") if self.nullable else text
 
     @property
     def integer(self) -> bool:
@@ -77,7 +99,7 @@ def _setting(declaration: Declaration):
 
 
 def toggle(default: bool, label: str, help: str, **more):
-    return _setting(Declaration("toggle", default, label, help, **more))
+    return _setting(Declaration("toggle", default, label, help, off=False, **more))
 
 
 def slider(default, lo, hi, step, label: str, help: str, **more):

@@ -4,6 +4,8 @@ off."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from sdxl_optim import settings as declared
@@ -13,26 +15,27 @@ from sdxl_optim.settings import Field, FieldPath, Settings
 OFF = "off"
 PRESET: FieldPath = ("preset",)
 
-# The words of a combination such as "freeu+cutoff 0.75+deepcache 3": what a word sets, the field that its number
-# sets, and the value that the word stands for.
-COMBINATION: dict[str, tuple[FieldPath, FieldPath | None, object]] = {
-    "freeu": (("freeu", "enabled"), ("freeu", "b1"), True),
-    "cutoff": (("cfg_cutoff", "enabled"), ("cfg_cutoff", "stop"), True),
-    "deepcache": (("deepcache", "enabled"), ("deepcache", "cache_interval"), True),
-    "branch": (("deepcache", "enabled"), ("deepcache", "cache_branch_id"), True),
-    "tiny": (("vae", "decoder"), None, "tiny"),
-    "tiling": (("vae", "tiling"), ("vae", "tile_size"), True),
-    "staged": (("memory", "offload"), ("memory", "budget"), "staged"),
-    "model": (("memory", "offload"), None, "model"),
-    "sequential": (("memory", "offload"), None, "sequential"),
-    "fp8": (("memory", "weights"), None, "fp8"),
-    "cudagraph": (("backend", "name"), None, "cudagraph"),
-    "inductor": (("backend", "name"), None, "inductor"),
-    "onediff": (("backend", "name"), None, "onediff"),
-    "stable-fast": (("backend", "name"), None, "stable-fast"),
-    "tensorrt": (("backend", "name"), None, "tensorrt"),
-    "sdpa": (("backend", "attention"), None, "sdpa"),
-}
+
+@dataclass(frozen=True)
+class CombinationWord:
+    """A word of a combination such as "freeu+cutoff 0.75+deepcache 3": the setting that it sets, the value that it
+    stands for, and the setting that a number behind it sets."""
+
+    path: FieldPath
+    value: object
+    number: Field | None
+
+
+@cache
+def combination_words() -> dict[str, CombinationWord]:
+    """By the words, as the settings declare them."""
+    by_path = {f.path: f for f in declared.fields()}
+    return {
+        text: CombinationWord(f.path, word.value, by_path[(*f.path[:-1], word.number)] if word.number else None)
+        for f in declared.fields()
+        if f.path[0] != "hires"
+        for text, word in f.declaration.words.items()
+    }
 
 
 def read_value(field: Field, text: str) -> dict[FieldPath, object]:
@@ -59,19 +62,20 @@ def switch_of(field: Field) -> FieldPath | None:
 
 def read_combination(text: str) -> dict[FieldPath, object]:
     """The changes that a combination means, "stock" or "off" being none of all. Raises SettingsError."""
-    allowed = "stock, or names joined by +, each with its number or none: " + ", ".join(COMBINATION)
+    words = combination_words()
+    allowed = "stock, or names joined by +, each with its number or none: " + ", ".join(words)
     by_path = {f.path: f for f in declared.fields()}
-    changes: dict[FieldPath, object] = {path: by_path[path].declaration.default for path, _, _ in COMBINATION.values()}
+    changes: dict[FieldPath, object] = {word.path: by_path[word.path].declaration.default for word in words.values()}
     if text.strip().lower() in ("stock", OFF):
         return changes
     for part in text.split("+"):
         name, _, number = part.strip().partition(" ")
-        if name not in COMBINATION or (number and COMBINATION[name][1] is None):
+        word = words.get(name)
+        if word is None or (number and word.number is None):
             raise SettingsError("combination", text, allowed)
-        path, parameter, value = COMBINATION[name]
-        changes[path] = value
-        if number and parameter is not None:
-            changes[parameter] = by_path[parameter].declaration.read(by_path[parameter].name, number)
+        changes[word.path] = word.value
+        if number and word.number is not None:
+            changes[word.number.path] = word.number.declaration.read(word.number.name, number)
     return changes
 
 
@@ -86,7 +90,8 @@ def apply(settings: Settings, changes: Mapping[FieldPath, Any]) -> Settings:
         base = Settings()
         name = None if changes[PRESET] == OFF else changes[PRESET]
         changes = {**declared.preset_values(name), **changes, PRESET: name}
-    switches_on = any(value not in (False, "host", "eager", None) for value in changes.values())
+    by_path = {f.path: f for f in declared.fields()}
+    switches_on = any(by_path[path].declaration.asks_for_something(value) for path, value in changes.items())
     values = {**declared.flatten(base), **changes, ("enabled",): settings.enabled or switches_on}
     return declared.from_flat(values)
 

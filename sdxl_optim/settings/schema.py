@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdxl_optim.settings import presets
-from sdxl_optim.settings.declare import Declaration, choice, group, slider, toggle
+from sdxl_optim.settings.declare import Declaration, Word, choice, group, slider, toggle
 
 FieldPath = tuple[str, ...]  # from the root of the settings to one of them
 
@@ -29,7 +29,12 @@ def _stop():
 class FreeU:
     """FreeU, arXiv:2309.11497: the UNet's backbone is amplified, its skip connections' low frequencies attenuated."""
 
-    enabled: bool = toggle(False, "FreeU", "Stronger structure and contrast at no cost in time.")
+    enabled: bool = toggle(
+        False,
+        "FreeU",
+        "Stronger structure and contrast at no cost in time.",
+        words={"freeu": Word(True, "b1")},
+    )
     version: int = choice(1, (1, 2), "version", "2 scales the backbone by its own local strength.")
     b1: float = slider(1.3, 0.0, 3.0, 0.01, "b1", "Backbone factor of the deepest resolution. 1 changes nothing.")
     b2: float = slider(1.4, 0.0, 3.0, 0.01, "b2", "Backbone factor of the second resolution.")
@@ -48,6 +53,7 @@ class CfgCutoff:
         "CFG cutoff",
         "Switches guidance off for the last steps, which then cost half. At CFG scale 1, where the negative prompt"
         " has no effect, it is off from the first step.",
+        words={"cutoff": Word(True, "stop")},
     )
     stop: float = slider(0.75, 0.0, 1.0, 0.01, "stop", "Fraction of the steps after which guidance is off.")
 
@@ -56,7 +62,12 @@ class CfgCutoff:
 class DeepCache:
     """DeepCache, arXiv:2312.00858: the UNet's deep features are computed at some steps and kept for the next ones."""
 
-    enabled: bool = toggle(False, "DeepCache", "Computes the whole UNet only at every Nth step.")
+    enabled: bool = toggle(
+        False,
+        "DeepCache",
+        "Computes the whole UNet only at every Nth step.",
+        words={"deepcache": Word(True, "cache_interval"), "branch": Word(True, "cache_branch_id")},
+    )
     cache_interval: int = slider(
         3, 1, 10, 1, "interval", "One full step in this many. Higher is faster and changes more."
     )
@@ -91,6 +102,8 @@ class Vae:
         ("host", "full", "tiny"),
         "decoder",
         "Tiny decodes many times faster in far less memory, with softer fine detail.",
+        off="host",
+        words={"tiny": Word("tiny")},
     )
     precision: str = choice(
         "host",
@@ -98,9 +111,13 @@ class Vae:
         "precision",
         "Auto is bf16 where the card has it, else fp16 with an fp16-fix VAE, else fp32. Whatever is chosen here, a NaN"
         " is computed again in a safer one.",
+        off="host",
     )
     tiling: bool = toggle(
-        False, "tiling", "Decodes and encodes large pictures in tiles, in a fraction of the memory and somewhat slower."
+        False,
+        "tiling",
+        "Decodes and encodes large pictures in tiles, in a fraction of the memory and somewhat slower.",
+        words={"tiling": Word(True, "tile_size")},
     )
     tile_size: int = slider(
         512, 256, 2048, 64, "tile size", "In pixels. Larger tiles take more memory and differ less from the whole."
@@ -124,9 +141,16 @@ class Backend:
         "Backend",
         "How the UNet's calls are run. Cudagraph launches each as one and is ready at once, the others compile first."
         " What can't run here is eager, and says so.",
+        off="eager",
+        words={name: Word(name) for name in ("cudagraph", "inductor", "onediff", "stable-fast", "tensorrt")},
     )
     attention: str = choice(
-        "host", ("host", "sdpa"), "attention", "Sdpa is torch's own, where the WebUI was started with a slower one."
+        "host",
+        ("host", "sdpa"),
+        "attention",
+        "Sdpa is torch's own, where the WebUI was started with a slower one.",
+        off="host",
+        words={"sdpa": Word("sdpa")},
     )
     fp16_accumulation: bool = toggle(False, "fp16 accumulation", "Faster fp16 products on GeForce cards, less exact.")
 
@@ -141,15 +165,26 @@ class Memory:
         "offload",
         "Weights wait in main memory while they are not needed. Staged keeps the UNet where it fits, model keeps one"
         " part at a time, sequential a few layers.",
+        off="host",
+        words={"staged": Word("staged", "budget"), "model": Word("model"), "sequential": Word("sequential")},
     )
     budget: float = slider(
-        0.0, 0.0, 48.0, 0.1, "budget", "GB of the card that staged may fill, 0 for all that is free."
+        0.0, 0.0, 48.0, 0.1, "budget", "GB of the card that staged may fill, 0 for all that is free.", off=0.0
     )
     weights: str = choice(
-        "host", ("host", "fp8"), "weights", "fp8 halves the UNet's weights, at some cost in speed and fine detail."
+        "host",
+        ("host", "fp8"),
+        "weights",
+        "fp8 halves the UNet's weights, at some cost in speed and fine detail.",
+        off="host",
+        words={"fp8": Word("fp8")},
     )
-    cudnn_tf32: str = choice("host", ("host", "on", "off"), "cuDNN TF32", "Faster fp32 convolutions, less exact.")
-    matmul_tf32: str = choice("host", ("host", "on", "off"), "matmul TF32", "Faster fp32 products, less exact.")
+    cudnn_tf32: str = choice(
+        "host", ("host", "on", "off"), "cuDNN TF32", "Faster fp32 convolutions, less exact.", off="host"
+    )
+    matmul_tf32: str = choice(
+        "host", ("host", "on", "off"), "matmul TF32", "Faster fp32 products, less exact.", off="host"
+    )
 
 
 @dataclass(frozen=True)
@@ -168,10 +203,15 @@ class Settings:
 
     enabled: bool = toggle(False, "SDXL Optim", "Switches everything below on.")
     preset: str | None = choice(
-        None, presets.known, "preset", "Settings by name. It fills what is not set otherwise.", nullable=True
+        None,
+        presets.known,
+        "preset",
+        "Settings by name. It fills what is not set otherwise.",
+        nullable=True,
+        off=None,
     )
     steps: int | None = slider(
-        None, 1, 150, 1, "steps", "A number here replaces the request's steps.", nullable=True, in_ui=False
+        None, 1, 150, 1, "steps", "A number here replaces the request's steps.", nullable=True, in_ui=False, off=None
     )
     freeu: FreeU = group(FreeU, "FreeU")
     cfg_cutoff: CfgCutoff = group(CfgCutoff, "CFG cutoff")

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from sdxl_optim.errors import Unsupported
+from sdxl_optim.wording import message
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,13 @@ def read_layout(unet: Any, by_layers: bool = False) -> Layout:
     try:
         inputs, middle, outputs = list(unet.input_blocks), unet.middle_block, list(unet.output_blocks)
     except AttributeError:
-        raise Unsupported("UNet", f"{type(unet).__name__} has no input, middle and output blocks") from None
+        raise Unsupported(
+            "UNet", message("{name} has no input, middle and output blocks", name=type(unet).__name__)
+        ) from None
     if len(inputs) != len(outputs):
-        raise Unsupported("UNet", f"{type(unet).__name__} has {len(inputs)} input and {len(outputs)} output blocks")
+        text = "{name} has {inputs} input and {outputs} output blocks"
+        name = type(unet).__name__
+        raise Unsupported("UNet", message(text, name=name, inputs=len(inputs), outputs=len(outputs)))
     blocks = (*inputs, middle, *outputs)
     return Layout(unet, blocks, len(inputs), tuple(map(_out_channels, blocks)), _stages(outputs), by_layers)
 
@@ -61,7 +66,8 @@ def _out_channels(block: nn.Module) -> int:
         width = getattr(layer, "out_channels", None)
         if isinstance(width, int):
             return width
-    raise Unsupported("UNet", f"a block of {[type(layer).__name__ for layer in block.children()]} tells no width")
+    layers = [type(layer).__name__ for layer in block.children()]
+    raise Unsupported("UNet", message("a block of {layers} tells no width", layers=layers))
 
 
 def _stages(outputs: list[nn.Module]) -> tuple[int, ...]:

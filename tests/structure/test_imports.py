@@ -51,10 +51,11 @@ TORCHLESS_TECHNIQUES = (
     "cfg_cutoff",
 )
 RULES = (
-    rule(f"{OURS} {OURS}.errors {OURS}.files {OURS}.wording", "errors"),
+    rule(f"{OURS} {OURS}.errors {OURS}.files", "errors wording"),
+    rule(f"{OURS}.wording"),
     rule(f"{OURS}.settings*", "errors files wording"),
     rule(f"{OURS}.sampling*", "errors wording"),
-    rule(f"{OURS}.unet*", "errors", {"torch"}),
+    rule(f"{OURS}.unet*", "errors wording", {"torch"}),
     # A technique decides in files that know no torch; its functions on tensors stand in files that know torch alone.
     rule(f"{OURS}.techniques.*.tensors", "", {"torch"}),
     rule(

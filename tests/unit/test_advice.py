@@ -61,7 +61,7 @@ def test_the_memory_presets_are_advised_where_they_exist(gib, name, monkeypatch)
     ],
 )
 def test_flags_in_the_way(more, start):
-    sentences = advise(card(24, **more))
+    sentences = [*map(str, advise(card(24, **more)))]
     assert len(sentences) == 2
     assert str(sentences[1]).startswith(start)
 

@@ -45,7 +45,7 @@ def test_every_setting_with_a_choice_is_an_option_with_its_help(capsys, monkeypa
             continue
         short = {"memory.offload": "offload", "memory.weights": "weights"}
         about = told[f.path[0] if f.path[1:] == ("enabled",) else short.get(f.name, f.name.removesuffix(".enabled"))]
-        words = [declaration.help, declaration.allowed.removesuffix(", or null")]  # null is: left out
+        words = [declaration.help, str(declaration.allowed).removesuffix(", or null")]  # null is: left out
         if not declaration.nullable:
             words.append(f"default {str(declaration.default).lower()}")
         for word in words:
@@ -104,7 +104,7 @@ def test_a_slider_takes_its_ends_and_nothing_beyond(f, capsys):
     for end in (f.declaration.lo, f.declaration.hi):
         assert get(settings_of(f"--{f.name}", str(end)), f.path) == end
     assert cli.main(["generate", *WANTED, f"--{f.name}", str(f.declaration.hi + 1)]) == 2
-    assert f.declaration.allowed in capsys.readouterr().err
+    assert str(f.declaration.allowed) in capsys.readouterr().err
 
 
 # --- a console that lacks characters, an interruption, what is not installed

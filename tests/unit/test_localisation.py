@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from strings import all_pieces, texts_in
+from strings import PACKAGE, all_pieces, formatted_at_once, sources, template_pieces, texts_in
 
 from sdxl_optim.wording import as_html, joined, message, pieces, to_translate
 
@@ -16,11 +16,27 @@ def test_both_files_say_the_same():
 
 
 def test_the_collector_sees_sentences_and_components():
-    source = 'a = Note("x", f"at least {n} calls; then so")\nb = gr.Button("Press me", label="Here")\nreturn_ = 1\n'
+    source = (
+        'a = Note("x", message("at least {n} calls; then so", n=n))\nb = gr.Button("Press me", label="Here")\nr = 1\n'
+    )
     sentences, whole = texts_in(source)
-    assert {"x", "at least 1 calls; then so"} <= sentences
+    assert {"x", "at least {n} calls; then so"} <= sentences
+    assert template_pieces("at least {n} calls; then so") == ["at least", "calls", "then so"]
     assert whole == {"Press me", "Here"}
     assert "Whatever nobody wrote" not in all_pieces()
+
+
+def test_the_collector_looks_into_every_folder_that_shows_something():
+    found = {path.relative_to(PACKAGE).parts[0] for path in sources()}
+    assert {"techniques", "backends", "hosts", "planning", "settings", "sentences.py", "report.py"} <= found
+    pieces_of = all_pieces()
+    for text in ("guidance off after step", "needs a CUDA device", "there is no GPU here, so nothing is saved"):
+        assert text in pieces_of
+
+
+def test_no_sentence_is_formatted_before_it_is_cut():
+    assert formatted_at_once('note("x", f"{n} steps")') == ["f'{n} steps'"]
+    assert [text for path in sources() for text in formatted_at_once(path.read_text("utf-8"))] == []
 
 
 def test_a_sentence_is_cut_at_its_values_and_clauses():

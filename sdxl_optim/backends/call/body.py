@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from sdxl_optim.backends.api import CannotPrepare, Tensors
 from sdxl_optim.backends.call.arguments import Arguments
 from sdxl_optim.sampling.call import Exchange, Kind
+from sdxl_optim.wording import message
 
 Around = Callable[[Tensors], AbstractContextManager]
 Casting = Callable[[nn.Module], AbstractContextManager]
@@ -71,7 +72,9 @@ class UNetBody:
             out = forward(*args, **kwargs)
         leaves, self.structure = tree_flatten(out)
         if not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
-            raise CannotPrepare(f"the UNet answers with a {type(out).__name__} that holds more than tensors")
+            raise CannotPrepare(
+                message("the UNet answers with a {kind} that holds more than tensors", kind=type(out).__name__)
+            )
         if len(kept) > 1:
             raise CannotPrepare("something ran the UNet's blocks twice in one call")
         return [*leaves, *kept]

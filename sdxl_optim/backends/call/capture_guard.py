@@ -6,6 +6,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdxl_optim.backends.api import CannotPrepare
+from sdxl_optim.wording import message
 
 # Operations whose result's size, or value in Python, depends on tensors' contents: the host waits for the device.
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "equal"}
@@ -41,9 +42,9 @@ class CaptureGuard(TorchDispatchMode):
         if name in ("_to_copy", "copy_"):
             return self._copy(func, name, args, kwargs)
         if name in WAITS and _on_device(args[0]):
-            raise CannotPrepare(f"the UNet's call waits for the device ({name})")
+            raise CannotPrepare(message("the UNet's call waits for the device ({operation})", operation=name))
         if name in INDEXING and any(_is_mask(i) for i in args[1] if i is not None):
-            raise CannotPrepare(f"the UNet's call waits for the device ({name} by a mask)")
+            raise CannotPrepare(message("the UNet's call waits for the device ({operation} by a mask)", operation=name))
         return func(*args, **kwargs)
 
     def _copy(self, func, name: str, args: tuple, kwargs: dict):
@@ -52,7 +53,9 @@ class CaptureGuard(TorchDispatchMode):
         if source.device.type == to.type:
             return func(*args, **kwargs)
         if source.device.type != "cpu" or name == "copy_":
-            raise CannotPrepare(f"the UNet's call copies from {source.device.type} to {to.type}")
+            raise CannotPrepare(
+                message("the UNet's call copies from {source} to {target}", source=source.device.type, target=to.type)
+            )
         if self._replayed is None:
             self.constants.append(func(*args, **kwargs))
             return self.constants[-1]

@@ -7,13 +7,15 @@ from collections.abc import Callable
 
 from torch import nn
 
+from sdxl_optim.wording import Text, message
+
 OURS = __name__.split(".")[0]
 MOVES = f"{OURS}.techniques.memory"  # ours as well, but a captured call can't contain weights that come and go
 
 
 def why_not_capturable(
     unet: nn.Module, is_idle_patch: Callable[[nn.Module], bool] = lambda module: False
-) -> str | None:
+) -> Text | None:
     """A sentence that names whoever replaced the `forward` of a layer inside `unet` or hooked one, or None.
 
     Our own patches do not count, except offload and fp8. Neither do hooks on the UNet itself: they run outside of what
@@ -24,17 +26,19 @@ def why_not_capturable(
             continue
         replaced = foreign_forward(module)
         if replaced is not None and not is_idle_patch(module):
-            return f"{name} is replaced by {_origin(replaced)}"
+            return message("{layer} is replaced by {origin}", layer=name, origin=_origin(replaced))
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
             if not _is_ours(hook):
-                return f"{name} is hooked by {_origin(hook)}"
+                return message("{layer} is hooked by {origin}", layer=name, origin=_origin(hook))
     return None
 
 
-def replaced_forward(unet: nn.Module) -> str | None:
+def replaced_forward(unet: nn.Module) -> Text | None:
     """A sentence that names whoever replaced the UNet's own `forward`, or None."""
     replaced = foreign_forward(unet)
-    return None if replaced is None else f"the UNet's forward was replaced by {_origin(replaced)}"
+    if replaced is None:
+        return None
+    return message("the UNet's forward was replaced by {origin}", origin=_origin(replaced))
 
 
 def foreign_forward(module: nn.Module):
@@ -52,12 +56,12 @@ def is_untouched(block: nn.Module) -> bool:
     return replaced_forward(block) is None and why_not_capturable(block) is None
 
 
-def global_hook() -> str | None:
+def global_hook() -> Text | None:
     """A sentence that names whoever hooked all modules at once by torch's global hooks, or None."""
     from torch.nn.modules import module
 
     for hook in (*module._global_forward_pre_hooks.values(), *module._global_forward_hooks.values()):
-        return f"every module is hooked by {_origin(hook)}"
+        return message("every module is hooked by {origin}", origin=_origin(hook))
     return None
 
 

@@ -35,7 +35,7 @@ def host_reason() -> Text | None:
     if sd_unet.current_unet is not None:
         return message("the UNet is run by {name}", name=sd_unet.current_unet_option.label)
     if getattr(model, "is_sd3", False):
-        return "SD 3 has other parts"
+        return message("SD {version} has other parts", version=3)
     if lowvram.is_enabled(model):
         return MOVED
     if devices.unet_needs_upcast:

@@ -14,7 +14,7 @@ from sdxl_optim import settings as declared
 from sdxl_optim.backends.environment import read_environment
 from sdxl_optim.hosts.webui.family import HostFamily
 from sdxl_optim.techniques.accumulation.patch import why_no_fp16_accumulation
-from sdxl_optim.wording import as_html, pieces
+from sdxl_optim.wording import as_html, message, pieces
 
 ANY = "*"  # of a control that is greyed as a whole
 
@@ -26,7 +26,8 @@ def build(add: Callable, elem_id, host: HostFamily) -> None:
         with FormRow():
             add("backend", "attention")
         with add("backend", "fp16_accumulation"):
-            gr.HTML(as_html("It needs torch 2.7 or later. Cards for data centres gain nothing by it."))
+            text = "It needs torch {least} or later. Cards for data centres gain nothing by it."
+            gr.HTML(as_html(message(text, least="2.7")))
     gr.HTML(_unavailable(elem_id, host), visible=False)
 
 

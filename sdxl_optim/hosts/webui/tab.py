@@ -25,7 +25,7 @@ from sdxl_optim.hosts.webui.family import HostFamily
 from sdxl_optim.hosts.webui.grid import results_folder
 from sdxl_optim.hosts.webui.measure import Measurer
 from sdxl_optim.hosts.webui.ui import TITLE
-from sdxl_optim.wording import as_html, joined, message
+from sdxl_optim.wording import Text, as_html, joined, message
 
 ID = "sdxl_optim_bench"
 OWN, ARTICLE = "These combinations", "The article's table"
@@ -192,20 +192,22 @@ def _status(job: BenchJob) -> str:
     if job.error:
         return _error(job.error)
     if not job.running:
-        made = f"{p.done if p else 0} pictures made."
+        made = message("{n} pictures made.", n=p.done if p else 0)
         return f"<p>{as_html(joined(['Stopped' if job.stopping else 'Finished', ': ', made]))}</p>"
     if p is None:
         return f"<p>{as_html('Waiting for its turn…')}</p>"
-    parts = [f"{p.done} of {p.total} pictures"]
+    parts = [message("{n} of {total} pictures", n=p.done, total=p.total)]
     if p.seconds_left is not None:
-        parts.append(f"about {_duration(p.seconds_left)} left")
+        parts.append(message("about {time} left", time=_duration(p.seconds_left)))
     text = "Stopping…" if job.stopping else joined([joined(parts, by=", "), " · ", message("{it}", it=p.doing)])
     bar = f'<progress value="{p.done}" max="{p.total}" style="width:100%"></progress>'
     return f"{bar}<p>{as_html(text)}</p>"
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+def _duration(seconds: float) -> Text:
+    if seconds < 90:
+        return message("{n:.0f} s", n=seconds)
+    return message("{n:.0f} min", n=seconds / 60)
 
 
 def _error(text: str) -> str:

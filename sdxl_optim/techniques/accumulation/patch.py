@@ -7,11 +7,13 @@ from contextlib import contextmanager
 
 import torch
 
+from sdxl_optim.wording import Text, message
 
-def why_no_fp16_accumulation() -> str | None:
+
+def why_no_fp16_accumulation() -> Text | None:
     """Why half-precision products can't be summed up in half precision here, or None."""
     if not has_fp16_accumulation():
-        return "needs torch 2.7 or later"
+        return message("needs torch {least} or later", least="2.7")
     return None if torch.cuda.is_available() else "needs a CUDA device"
 
 

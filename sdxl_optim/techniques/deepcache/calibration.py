@@ -17,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from sdxl_optim.errors import SettingsError
+from sdxl_optim.wording import Text, message
 
 ENDING = "deepcache.json"
 WORTHWHILE = 5 / 6  # of uniform's summed error: where adaptive positions promise less of a gain, uniform ones are kept
@@ -85,15 +86,16 @@ def path_beside(model: str | Path) -> Path:
     return model / ENDING if model.is_dir() else model.with_suffix("." + ENDING)
 
 
-def find(model: str | Path) -> tuple[Calibration | None, str | None]:
+def find(model: str | Path) -> tuple[Calibration | None, Text | None]:
     """The calibration of a model, or None and why."""
     path = path_beside(model)
     if not path.is_file():
-        return None, f"this model has no calibration; `python -m sdxl_optim calibrate` writes {path.name}"
+        text = "this model has no calibration; `python -m sdxl_optim calibrate` writes {file}"
+        return None, message(text, file=path.name)
     try:
         return load(path), None
     except SettingsError:
-        return None, f"{path.name} is not a file that `calibrate` wrote"
+        return None, message("{file} is not a file that `calibrate` wrote", file=path.name)
 
 
 def save(calibration: Calibration, path: Path) -> None:

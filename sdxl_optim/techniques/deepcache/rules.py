@@ -32,8 +32,8 @@ class DeepCacheTechnique(PassTechnique):
         if not facts.loop.foreseeable:
             return self.refused("this sampler's number of steps can't be foreseen")
         if deepcache.cache_branch_id >= depth:
-            text = "branch {branch} is deeper than this model's UNet; allowed: 0 to {last}"
-            return self.refused(message(text, branch=deepcache.cache_branch_id, last=depth - 1))
+            text = "branch {branch} is deeper than this model's UNet; allowed: {first} to {last}"
+            return self.refused(message(text, branch=deepcache.cache_branch_id, first=0, last=depth - 1))
         notes: list[Note] = []
         inside = window(deepcache.start, deepcache.stop, facts.loop.n)
         if 0 < len(inside) < FEW_STEPS:

@@ -10,14 +10,17 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from sdxl_optim.wording import Text, message
+
 LAYERS = (nn.Linear, nn.Conv2d)
 LARGEST = 448.0  # the largest value of float8_e4m3fn, which has no infinity
 
 
-def why_not() -> str | None:
+def why_not() -> Text | None:
     """Why this torch can't store weights so, or None."""
     if not hasattr(torch, "float8_e4m3fn"):
-        return f"torch {torch.__version__} has no float8_e4m3fn; 2.1 or newer has"
+        text = "torch {version} has no float8_e4m3fn; {least} or newer has"
+        return message(text, version=torch.__version__, least="2.1")
     return None
 
 
