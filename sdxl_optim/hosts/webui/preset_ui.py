@@ -20,7 +20,7 @@ from sdxl_optim.hosts.webui.machine import machine
 from sdxl_optim.settings.advice import advise
 from sdxl_optim.settings.preset_library import ENCODING, PresetLibrary, as_text
 from sdxl_optim.settings.presets import NONE, Preset
-from sdxl_optim.wording import as_html
+from sdxl_optim.wording import as_html, joined, message
 
 
 def choices_now(presets: PresetLibrary, in_page: list[str], chosen: str) -> tuple[Any, list[str]]:
@@ -150,10 +150,10 @@ def not_yet_taken(preset: Preset | None, given: dict[str, Any]) -> list[str]:
     """What the preset proposes and the request has otherwise."""
     parts = []
     if preset and preset.steps is not None and given.get("steps") != preset.steps:
-        parts.append(f"{preset.steps} steps")
+        parts.append(message("{n} steps", n=preset.steps))
     at = preset.switch_at if preset and given.get("refiner") else None
     if at is not None and given.get("refiner_switch_at") != at:
-        parts.append(f"refiner at {at:g}")
+        parts.append(message("refiner at {at:g}", at=at))
     return parts
 
 
@@ -163,5 +163,5 @@ def about(preset: Preset | None, parts: list[str], host: HostFamily) -> str:
         rows = "".join(f"<p>{as_html(sentence)}</p>" for sentence in advise(machine(host)))
         return f"<div class='sdxl-optim-proposal'>{rows}</div>"
     text = f"<span>{html.escape(preset.about)}</span> " if preset.about else ""
-    offered = f"<span>{as_html('proposed: ' + ', '.join(parts))}</span>" if parts else ""
+    offered = f"<span>{as_html(joined(['proposed: ', joined(parts, by=', ')]))}</span>" if parts else ""
     return f"<div class='sdxl-optim-proposal'>{text}{offered}</div>"
