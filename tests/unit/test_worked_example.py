@@ -17,6 +17,7 @@ def apply(folder: Path, kind: str, name: str, where: str, anchor: str, code: str
     path = folder / name
     if kind == "new":
         assert not path.exists(), name
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(code, "utf-8")
         return
     lines = path.read_text("utf-8").splitlines(keepends=True)
@@ -41,8 +42,14 @@ def test_what_the_page_says_works(tmp_path):
     assert len(blocks) == PAGE.read_text("utf-8").count("```python")
     for block in blocks:
         apply(tmp_path, *block)
+    edited = {name for kind, name, *_ in blocks if kind == "into"}
+    assert edited == {
+        f"sdxl_optim/{name}" for name in ("settings/schema.py", "techniques/__init__.py", "hosts/webui/ui.py")
+    }
+    new = [Path(name) for kind, name, *_ in blocks if kind == "new" and name.startswith("sdxl_optim/")]
+    assert {path.parent.as_posix() for path in new} == {"sdxl_optim/techniques/hush"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    tests = ["tests/unit/test_hush.py", "tests/structure/test_imports.py", "tests/unit/test_overrides.py"]
+    tests = ["tests/unit/test_hush.py", "tests/structure", "tests/unit/test_overrides.py", "tests/unit/test_plan.py"]
     done = subprocess.run([*command, *tests], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert "passed" in done.stdout
