@@ -3,15 +3,12 @@ nothing in the request, so that stock pictures can be measured too."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from modules import devices, launch_utils, shared
 from modules.shared import opts
-from sdxl_optim.bench.measure import device_name
+from sdxl_optim.bench.measure import Stopwatch, device_name
 from sdxl_optim.bench.results import Row
 from sdxl_optim.hosts.webui import request
 from sdxl_optim.hosts.webui.family import NAME
@@ -46,23 +43,23 @@ class Measurement(RequestObserver):
     def __init__(self, done: Callable[[Row, object], None], facts: dict[str, Any], is_first: Callable[[Any], bool]):
         self._done, self._facts, self._is_first = done, facts, is_first
         self.counts = Counts()
-        self._sampling = self._decode = 0.0
-        self._lap: float | None = None
+        self._sampled = False  # since the last decode
         self._peaks = HighWater(devices.device, shared.mem_mon).start() if _on_cuda() else None
-        self._began = _now()
+        self._watch = Stopwatch(devices.device)
 
     def sampling_begins(self, p) -> None:
-        if self._lap is None:  # the hires pass goes on with the same lap
-            self._lap = _now()
+        if not self._sampled:  # the hires pass goes on with the same lap
+            self._watch.skip()
+        self._sampled = True
 
     def sampling_ends(self, p, latents) -> None:
-        if self._lap is not None:
-            now = _now()
-            self._sampling, self._lap = self._sampling + now - self._lap, now
+        if self._sampled:
+            self._watch.lap("sampling")
 
     def decode_ends(self, p) -> None:
-        if self._lap is not None:
-            self._decode, self._lap = self._decode + _now() - self._lap, None
+        if self._sampled:
+            self._watch.lap("decode")
+        self._sampled = False
 
     def count(self, stock_rows: int) -> None:
         """A denoiser call of a stock run."""
@@ -72,7 +69,7 @@ class Measurement(RequestObserver):
         request.attach(p).measurement = None
         if shared.state.interrupted or shared.state.skipped or shared.state.stopping_generation:
             return
-        seconds = _now() - self._began
+        seconds = self._watch.total()
         row = self._row(p, seconds, request.job_of(p))
         self._done(row, processed)
 
@@ -98,7 +95,8 @@ class Measurement(RequestObserver):
             "decoder": (job and job.report.decoder) or opts.sd_vae_decode_method,
             **self._facts,
         }
-        return Row.of(job and job.report, counts, seconds, self._sampling, self._decode, **facts)
+        laps = (self._watch.seconds.get(stage, 0.0) for stage in ("sampling", "decode"))
+        return Row.of(job and job.report, counts, seconds, *laps, **facts)
 
 
 def _passes(job: Job) -> list[Counts]:
@@ -107,9 +105,3 @@ def _passes(job: Job) -> list[Counts]:
 
 def _on_cuda() -> bool:
     return devices.device.type == "cuda"
-
-
-def _now() -> float:
-    if _on_cuda():
-        torch.cuda.synchronize(devices.device)
-    return time.perf_counter()
