@@ -20,8 +20,8 @@ from sdxl_optim.hosts.webui.job import Job, begin_job, end_job, log, refuse_requ
 from sdxl_optim.hosts.webui.lowvram import load_into_main_memory_if_chosen
 from sdxl_optim.hosts.webui.measure import Measurer
 from sdxl_optim.hosts.webui.passes import watch_sampler
-from sdxl_optim.hosts.webui.references import StockRuns
 from sdxl_optim.hosts.webui.request import attach, job_of, measurement_of
+from sdxl_optim.hosts.webui.stock_runs import StockRuns
 from sdxl_optim.hosts.webui.tab import BenchTab
 from sdxl_optim.hosts.webui.tiny_decoder import METHODS, OPTION, take_what_is_ours
 from sdxl_optim.hosts.webui.xyz import WrongSettings, add_axes, with_axes

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from sdxl_optim.hosts.webui import certain_end, request
 from sdxl_optim.hosts.webui.family import HostFamily
 from sdxl_optim.hosts.webui.observers import RequestObserver
-from sdxl_optim.hosts.webui.stages import Stages
+from sdxl_optim.hosts.webui.stage_peaks import Stages
 from sdxl_optim.planning.plan import RequestPlan, plan_request
 from sdxl_optim.report import JobReport
 from sdxl_optim.sentences import report_lines

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sdxl_optim.hosts.webui.job import Job
     from sdxl_optim.hosts.webui.measure import Measurement
     from sdxl_optim.hosts.webui.observers import RequestObserver
-    from sdxl_optim.hosts.webui.references import StockClock
+    from sdxl_optim.hosts.webui.stock_runs import StockClock
 
 ATTRIBUTE = "sdxl_optim"
 

@@ -1,4 +1,4 @@
-"""How long stock runs took, so that later ones can be held against them."""
+"""How long stock runs took, so that later runs can be compared with them."""
 
 from __future__ import annotations
 
