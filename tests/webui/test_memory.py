@@ -143,6 +143,16 @@ def test_a_refiner_that_the_host_keeps_in_memory(case, mode):
         assert equal(picture(case, offload(mode), **request), stock)
 
 
+@pytest.mark.parametrize("mode", ["staged in little", "sequential"])
+def test_a_hires_checkpoint_that_the_host_keeps_in_memory(case, mode):
+    """Its VAE encodes the picture and its text encoders the prompts before the sampler runs."""
+    case.options(sd_checkpoints_limit=2)
+    request = {**HIRES, "hr_upscaler": "Lanczos", "hr_checkpoint_name": "tiny-sdxl-b.ckpt"}
+    stock = picture(case, None, **request)
+    for _ in range(2):
+        assert equal(picture(case, offload(mode), **request), stock)
+
+
 @pytest.mark.parametrize("mode", OFFLOADS)
 @pytest.mark.parametrize("mask", [None, np.pad(np.full((32, 32), 255, np.uint8), 16)], ids=["img2img", "inpainting"])
 def test_img2img(case, mode, mask):
