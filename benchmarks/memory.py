@@ -35,7 +35,8 @@ from sdxl_optim.techniques.memory.offload.meter import Meter  # noqa: E402
 from sdxl_optim.techniques.memory.offload.mover import Mover  # noqa: E402
 from sdxl_optim.techniques.memory.offload.part import TEXT, UNET, VAE  # noqa: E402
 from sdxl_optim.techniques.memory.offload.piece import Piece  # noqa: E402
-from sdxl_optim.techniques.vae.patch import VaeReport, vae_attached, work_of  # noqa: E402
+from sdxl_optim.techniques.vae.counts import VaeReport  # noqa: E402
+from sdxl_optim.techniques.vae.patch import vae_attached, work_of  # noqa: E402
 
 GB = 1e9
 CALLS = 30

@@ -238,7 +238,8 @@ class Bench:
             done += 1
         row["moved_gb"] = (mover.copies.bytes_copied - before) / done / GB
         row["through_a_call_gb"] = mover.bytes_streamed.get(memory.UNET, 0) / GB
-        row["facts"] = [str(fact) for fact in self.weights.placement.facts(mover.copies.bytes_copied - before)]
+        happened = self.weights.placement.happened(mover.copies.bytes_copied - before)
+        row["facts"] = [str(fact) for fact in happened.happened()]
 
     # --- all of it
 
