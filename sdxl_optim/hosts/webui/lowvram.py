@@ -1,4 +1,4 @@
-"""The host's own --medvram, of which a setting makes the way to load checkpoints into main memory."""
+"""The WebUI's own --medvram, and our setting to load checkpoints into main memory, which sets --medvram-sdxl."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ CHOSEN = "sdxl_optim_loads_into_main_memory"  # beside the flag: that our settin
 
 
 def load_into_main_memory_if_chosen() -> None:
-    """To be called before the host loads its first checkpoint."""
+    """Call this before the WebUI loads its first checkpoint."""
     flags = shared.cmd_opts
     if chosen(LOAD) and not (flags.medvram or flags.lowvram or flags.medvram_sdxl):
         flags.medvram_sdxl = True
@@ -17,14 +17,14 @@ def load_into_main_memory_if_chosen() -> None:
 
 
 def loads_into_main_memory() -> bool:
-    """Whether the host's --medvram-sdxl is in force by our setting alone."""
+    """Whether --medvram-sdxl is in force by our setting alone."""
     return getattr(shared.cmd_opts, CHOSEN, False)
 
 
 class HostLowvram:
-    """Takes the hooks of --medvram from a model, which would move its parts as we do, and gives them back.
+    """Takes the hooks of --medvram, which would move its parts too, from a model, and gives them back.
 
-    The part that the host has on the card goes home, as the host would else take it to be there ever after.
+    The part that the WebUI has on the device is offloaded first: the WebUI would believe it to be there from then on.
     """
 
     def __init__(self, model):
