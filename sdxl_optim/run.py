@@ -20,6 +20,7 @@ from sdxl_optim.sampling.loop import StepPlan
 from sdxl_optim.sampling.note import Note
 from sdxl_optim.techniques.base import Attachment, PassTechnique
 from sdxl_optim.unet.layout import Layout, read_layout
+from sdxl_optim.wording import Text
 
 
 class Site:
@@ -149,7 +150,7 @@ class Run:
     def resume(self) -> None:
         self._evaluation = self._suspended.pop()
 
-    def note(self, feature: str, text: str, refused: bool = True) -> None:
+    def note(self, feature: Text, text: Text, refused: bool = True) -> None:
         self.report.add_note(Note(feature, text, refused))
 
     # --- the UNet's hook

@@ -80,9 +80,9 @@ def pieces(sentence: Text) -> list[Piece]:
 def _trimmed(text: str) -> list[Piece]:
     """The clauses of a text without the punctuation around them, and that punctuation."""
     for mark in ("; ", ": "):
-        before, found, after = text.partition(mark)
-        if found:
-            return [*_trimmed(before), (found, False), *_trimmed(after)]
+        before, between, after = text.partition(mark)
+        if between:
+            return [*_trimmed(before), (between, False), *_trimmed(after)]
     inner = text.strip(EDGES)
     at = text.index(inner)
     found = [(text[:at], False), (inner, any(map(str.isalpha, inner))), (text[at + len(inner) :], False)]

@@ -13,6 +13,7 @@ from sdxl_optim.backends.inductor import Inductor
 from sdxl_optim.backends.vendors.onediff import OneDiff
 from sdxl_optim.backends.vendors.stable_fast import StableFast
 from sdxl_optim.backends.vendors.tensorrt import TensorRT
+from sdxl_optim.wording import Text
 
 # By the settings' names. Each takes the folder for compiled code.
 BACKENDS: dict[str, Callable[[Path | None], Backend]] = {
@@ -29,12 +30,12 @@ def create(name: str, cache: Path | None = None) -> Backend:
     return BACKENDS[name](cache)
 
 
-def why_not(name: str, environment: Environment) -> str | None:
+def why_not(name: str, environment: Environment) -> Text | None:
     """Why the named backend can't run in this environment, or None."""
     if name != "eager" and environment.host_reason:
         return environment.host_reason
     return create(name).probe(environment)
 
 
-def probe_all(environment: Environment) -> dict[str, str | None]:
+def probe_all(environment: Environment) -> dict[str, Text | None]:
     return {name: why_not(name, environment) for name in BACKENDS}

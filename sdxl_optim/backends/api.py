@@ -80,7 +80,7 @@ class Backend(Protocol):
     bakes_weights: bool = False
     weight_layout: WeightLayout | None = None
 
-    def probe(self, environment: Environment) -> str | None:
+    def probe(self, environment: Environment) -> Text | None:
         """Why it can't run here, or None."""
 
     def prepare(self, body, inputs: Tensors, progress: Progress) -> Prepared:

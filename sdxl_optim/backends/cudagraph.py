@@ -25,7 +25,7 @@ from sdxl_optim.backends.rewrites import memset_nodes
 from sdxl_optim.backends.rewrites.layers import LARGE
 from sdxl_optim.backends.rewrites.side_stream import SideStream
 from sdxl_optim.backends.rewrites.weight_layout import WeightLayout
-from sdxl_optim.wording import message
+from sdxl_optim.wording import Text, message
 
 
 class Streams:
@@ -63,7 +63,7 @@ class CudaGraph(Backend):
         self._pool: object = None
         self._replays: weakref.WeakSet[_Replay] = weakref.WeakSet()
 
-    def probe(self, environment: Environment) -> str | None:
+    def probe(self, environment: Environment) -> Text | None:
         if not environment.cuda:
             return "needs a CUDA device"
         if environment.torch < (2, 1):

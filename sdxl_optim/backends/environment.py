@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from sdxl_optim.wording import Text
+
 PACKAGES = ("triton", "onediff", "oneflow", "nexfort", "sfast", "torch_tensorrt")
 COMPILERS = ("g++", "clang++", "cl", "c++")
 
@@ -32,10 +34,10 @@ class Environment:
     python: tuple[int, ...] = (3, 10)
     packages: frozenset[str] = frozenset()
     compiler: str | None = None
-    host_reason: str | None = None
+    host_reason: Text | None = None
 
 
-def read_environment(host_reason: str | None = None) -> Environment:
+def read_environment(host_reason: Text | None = None) -> Environment:
     cuda = torch.cuda.is_available()
     properties = torch.cuda.get_device_properties(torch.cuda.current_device()) if cuda else None
     return Environment(

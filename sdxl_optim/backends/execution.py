@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -62,7 +62,7 @@ class Execution:
         self.backend = backend
         self._host, self._most = host, most
         self._entries: OrderedDict[CallKey, Entry] = OrderedDict()
-        self._failed: dict[CallKey, str] = {}
+        self._failed: dict[CallKey, Text] = {}
         self._weights: weakref.WeakKeyDictionary[nn.Module, Weights] = weakref.WeakKeyDictionary()
         self._layouts: weakref.WeakKeyDictionary[nn.Module, AppliedLayout] = weakref.WeakKeyDictionary()
         self._with_layout: weakref.WeakSet[nn.Module] = (
@@ -115,15 +115,18 @@ class Execution:
     # --- one call
 
     def _call(self, unet: nn.Module, original: Callable, caller: Caller, args: tuple, kwargs: dict):
-        call = caller.call
-        ours = call is not None and call.kind is not None
-        done = self._execute(unet, original, call, caller.report, args, kwargs) if ours else None
+        call, done = caller.call, None
+        if call is not None and call.kind is not None:
+            done = self._execute(unet, original, call, call.kind, caller.report, args, kwargs)
         return original(*args, **kwargs) if done is None else done[0]
 
     @torch.no_grad()
-    def _execute(self, unet, original, call: UNetCall, report: PassReport, args: tuple, kwargs: dict) -> tuple | None:
+    def _execute(
+        self, unet, original, call: UNetCall, kind: Kind, report: PassReport, args: tuple, kwargs: dict
+    ) -> tuple | None:
         """The UNet's answer in a tuple, or None where the eager call is to be made instead."""
-        key, kind = None, call.kind
+        key = None
+        exchange: Any = call.exchange  # there where DeepCache is
         try:
             arguments = Arguments(args, kwargs)
             key = self._key(unet, kind, arguments)
@@ -131,8 +134,8 @@ class Execution:
                 raise CannotPrepare(self._failed[key])
             half = can_run_without_autocast(self._weights[unet].dtypes, arguments.tensors)
             casting = without_autocast if half else without_cast_cache
-            body = UNetBody(unet, original, arguments, kind, call.exchange, casting)
-            inputs = [*arguments.tensors, call.exchange.reused] if kind.cached else arguments.tensors
+            body = UNetBody(unet, original, arguments, kind, exchange, casting)
+            inputs = [*arguments.tensors, exchange.reused] if kind.cached else arguments.tensors
             entry = self._entries.get(key)
             if entry is None:
                 entry, outputs = self._prepare(body, inputs)
@@ -142,7 +145,7 @@ class Execution:
                 outputs = entry.prepared(body, inputs)
             out, kept = split(outputs, entry.structure)
             if kept is not None:
-                call.exchange.save(kept)
+                exchange.save(kept)
         except Exception as error:  # whatever a backend can't do, the picture is finished
             self._fall_back(key, error, report)
             out_of_memory = isinstance(error, torch.cuda.OutOfMemoryError)

@@ -23,7 +23,7 @@ from sdxl_optim.backends.environment import Environment
 from sdxl_optim.backends.rewrites.compiled_blocks import CompilableBlock, CompiledBlocks, Compiler, compilable_blocks
 from sdxl_optim.backends.rewrites.side_stream import SideStream
 from sdxl_optim.backends.rewrites.weight_layout import WeightLayout
-from sdxl_optim.wording import message
+from sdxl_optim.wording import Text, message
 
 SHORT_ROW = 2048  # numbers that one program may sum up at once
 MOST_BY_TORCH = 1024  # numbers that torch by itself lets one program sum up at once
@@ -46,7 +46,7 @@ class Inductor(Backend):
         self._shapes: set[tuple] = set()
         self._cache = cache
 
-    def probe(self, environment: Environment) -> str | None:
+    def probe(self, environment: Environment) -> Text | None:
         if environment.torch < (2, 1):
             here = ".".join(map(str, environment.torch))
             return message("needs torch {least} or later; here is {here}", least="2.1", here=here)

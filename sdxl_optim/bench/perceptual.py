@@ -6,7 +6,7 @@ import functools
 import importlib.util
 from pathlib import Path
 
-from sdxl_optim.wording import message
+from sdxl_optim.wording import Text, message
 
 PACKAGE = "lpips"
 WEIGHTS = "alexnet-owt-7be5be79.pth"  # torchvision's name, at its place on download.pytorch.org
@@ -27,7 +27,7 @@ def lpips(reference, picture) -> float | None:
         return float(_network()(*(p.permute(2, 0, 1)[None] / 127.5 - 1 for p in pictures)))
 
 
-def missing() -> str:
+def missing() -> Text:
     """Why there is no LPIPS, in a sentence; empty where there is."""
     if not has_package():
         return "LPIPS is missing: it takes the package lpips (pip install lpips) and AlexNet's weights."

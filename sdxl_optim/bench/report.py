@@ -14,6 +14,7 @@ from sdxl_optim.bench.charts import Point, Scatter
 from sdxl_optim.bench.page import Gallery, Picture, page
 from sdxl_optim.bench.quality import compare_all
 from sdxl_optim.bench.results import Results, Row, write_csv, write_json
+from sdxl_optim.wording import Text
 
 log = logging.getLogger("sdxl_optim")
 
@@ -143,10 +144,10 @@ def charts(rows: Sequence[Row]) -> list[Scatter]:
     ]
 
 
-def what_is_missing(rows: Sequence[Row]) -> list[str]:
+def what_is_missing(rows: Sequence[Row]) -> list[Text]:
     """What these numbers lack, in a sentence each."""
     compared = [r for r in rows if r.mad is not None]
-    missing = []
+    missing: list[Text] = []
     if not compared and rows:
         missing.append("Nothing was compared: there is no stock picture of the same prompt and size.")
     if compared and all(r.ssim is None for r in compared):
@@ -161,7 +162,7 @@ def what_is_missing(rows: Sequence[Row]) -> list[str]:
 def _page(results: Results, rows: list[Row], means: list[Row]) -> str:
     headings, cells = table_of(means)
     intro = [*filter(None, [results.about().get("note")]), *what_is_shared(rows)]
-    note = " ".join(["Click on a heading to sort.", *what_is_missing(rows)])
+    note = " ".join(["Click on a heading to sort.", *map(str, what_is_missing(rows))])
     galleries = _galleries(results, rows)
     return page(_title(results), intro, headings, cells, note, WORDS, charts(means), galleries, what_ran(rows))
 

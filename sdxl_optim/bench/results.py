@@ -95,7 +95,7 @@ class Row:
         counts: the sampler's. seconds, sampling, decode: the whole request's, its loops' and its last decode's.
         facts: the columns that the host knows, which go before what is found here.
         """
-        found = {
+        found: dict[str, Any] = {
             "torch": version("torch"),
             "seconds": seconds,
             "sampling_seconds": sampling,
@@ -129,8 +129,8 @@ def to_dict(row: Row) -> dict:
 
 def from_dict(data: dict) -> Row:
     """A row from `to_dict`'s data; what a newer version may have added is left out."""
-    values = {k: data[k] for k in COLUMNS if k in data}
-    return Row(**{k: math.inf if v == "inf" else v for k, v in values.items()})
+    values: dict[str, Any] = {k: math.inf if data[k] == "inf" else data[k] for k in COLUMNS if k in data}
+    return Row(**values)
 
 
 class Results:

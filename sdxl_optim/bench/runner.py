@@ -36,6 +36,7 @@ class Host(Protocol):
 
     def make_together(self, case: Case, prompts: Sequence[Prompt]) -> list[tuple[Image.Image, Row, str]]:
         """The same of all prompts, for cases that are `together`. A row's seconds are its picture's share."""
+        return [self.make(case, prompt) for prompt in prompts]
 
 
 @dataclass(frozen=True)

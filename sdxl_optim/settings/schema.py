@@ -226,8 +226,9 @@ class Settings:
         if self.hires.mode == "same":
             return self
         own = self.hires if self.hires.mode == "own" else Hires()
-        parts = {"freeu": own.freeu, "cfg_cutoff": own.cfg_cutoff, "deepcache": own.deepcache}
-        return dataclasses.replace(self, preset=None, **parts)
+        return dataclasses.replace(
+            self, preset=None, freeu=own.freeu, cfg_cutoff=own.cfg_cutoff, deepcache=own.deepcache
+        )
 
 
 INFOTEXT_PREFIX = "SDXL Optim"

@@ -33,7 +33,7 @@ class BackendTechnique(PassTechnique):
 
     def happened(self, report: Counted) -> list[Text]:
         done = report.execution
-        words = []
+        words: list[Text] = []
         if done.replays:
             words.append(message("{n} by {backend}", n=done.replays, backend=done.backend))
         if done.fallbacks:

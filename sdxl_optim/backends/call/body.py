@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from sdxl_optim.backends.api import CannotPrepare, Tensors
 from sdxl_optim.backends.call.arguments import Arguments
@@ -53,7 +53,7 @@ class UNetBody:
     ):
         self.unet, self.kind = unet, kind
         self._forward, self._arguments, self._exchange, self._casting = forward, arguments, exchange, casting
-        self.structure = None
+        self.structure: TreeSpec | None = None
 
     def as_stock(self) -> UNetBody:
         """The same call as the host would make it."""
@@ -83,4 +83,5 @@ class UNetBody:
 def split(outputs: list[torch.Tensor], structure) -> tuple[object, torch.Tensor | None]:
     """The UNet's answer in its own form, as copies, and what DeepCache keeps, uncopied."""
     n = structure.num_leaves
-    return tree_unflatten([tensor.clone() for tensor in outputs[:n]], structure), (outputs[n:] or [None])[0]
+    kept = outputs[n] if len(outputs) > n else None
+    return tree_unflatten([tensor.clone() for tensor in outputs[:n]], structure), kept

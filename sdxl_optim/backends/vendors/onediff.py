@@ -14,6 +14,7 @@ from sdxl_optim.backends.api import Backend, CannotPrepare, Tensors
 from sdxl_optim.backends.call.traced import traced
 from sdxl_optim.backends.cudagraph import CudaGraph
 from sdxl_optim.backends.environment import Environment
+from sdxl_optim.wording import Text
 
 RUNTIMES = ("nexfort", "oneflow")
 NO_RUNTIME = "needs one of onediff's runtimes, nexfort or oneflow, of which neither is installed"
@@ -29,7 +30,7 @@ class OneDiff(Backend):
         self._cache, self._runtime = cache, runtime
         self._graphs = CudaGraph()
 
-    def probe(self, environment: Environment) -> str | None:
+    def probe(self, environment: Environment) -> Text | None:
         if not environment.cuda:
             return "needs a CUDA device"
         if "onediff" not in environment.packages:

@@ -12,6 +12,7 @@ from sdxl_optim.backends.api import Backend, Tensors
 from sdxl_optim.backends.call.traced import CallModule
 from sdxl_optim.backends.cudagraph import CudaGraph
 from sdxl_optim.backends.environment import Environment
+from sdxl_optim.wording import Text
 
 
 class StableFast(Backend):
@@ -21,7 +22,7 @@ class StableFast(Backend):
     def __init__(self, cache: Path | None = None):
         self._graphs = CudaGraph()
 
-    def probe(self, environment: Environment) -> str | None:
+    def probe(self, environment: Environment) -> Text | None:
         if not environment.cuda or environment.rocm:
             return "needs an NVIDIA GPU"
         if "sfast" not in environment.packages:

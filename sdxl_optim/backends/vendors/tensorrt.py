@@ -15,6 +15,7 @@ import torch
 from sdxl_optim.backends.api import Backend, Tensors
 from sdxl_optim.backends.call.traced import traced
 from sdxl_optim.backends.environment import Environment
+from sdxl_optim.wording import Text
 
 
 class TensorRT(Backend):
@@ -26,7 +27,7 @@ class TensorRT(Backend):
     def __init__(self, cache: Path | None = None):
         self._cache = cache
 
-    def probe(self, environment: Environment) -> str | None:
+    def probe(self, environment: Environment) -> Text | None:
         if not environment.cuda or environment.rocm:
             return "needs an NVIDIA GPU"
         if "torch_tensorrt" not in environment.packages:

@@ -12,11 +12,12 @@ from sdxl_optim.backends.pool import ExecutionPool
 from sdxl_optim.planning.plan import RequestPlan
 from sdxl_optim.settings import Settings
 from sdxl_optim.techniques.accumulation.patch import fp16_accumulation
+from sdxl_optim.wording import Text
 
 executions = ExecutionPool()
 
 
-def why_not(settings: Settings) -> str | None:
+def why_not(settings: Settings) -> Text | None:
     """Why the settings' backend can't run here, or None."""
     name = settings.backend.name
     if name == "eager":

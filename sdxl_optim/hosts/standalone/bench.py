@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from typing import Any
 
 from PIL import Image
 
@@ -115,7 +116,11 @@ class DiffusersHost:
         self.models.base.to(self.device)  # with the parts that both share
 
     def _request(self, case: Case, prompt: Prompt) -> Request:
-        changes = {"prompt": prompt.text, "seed": prompt.seed, "steps": case.steps or self.template.steps}
+        changes: dict[str, Any] = {
+            "prompt": prompt.text,
+            "seed": prompt.seed,
+            "steps": case.steps or self.template.steps,
+        }
         if case.cfg is not None:
             changes["cfg"] = case.cfg
         if case.switch_at is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ VAE_FP16_FIX = "madebyollin/sdxl-vae-fp16-fix"
 class Change:
     """done: a context manager over the models. why_not: the reason why it can't be here, or nothing."""
 
-    done: Callable[[Models], object]
+    done: Callable[[Models], AbstractContextManager]
     why_not: Callable[[Models], str] = lambda models: ""
 
 

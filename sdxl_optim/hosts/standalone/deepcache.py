@@ -48,7 +48,7 @@ class ScheduledDeepCache(DeepCacheSDHelper):
         stored, outputs = self._stores.get(place, (None, {}))
         usable = usable_rows(stored, rows, cond_rows, model=0, shape=shape) if want_cached else None
         self.cached = usable is not None
-        if not self.cached:
+        if usable is None or stored is None:
             stored, outputs = Stored(rows, 0, shape), {}
         elif usable < stored.rows:
             stored, outputs = (

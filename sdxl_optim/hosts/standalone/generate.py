@@ -25,6 +25,7 @@ from sdxl_optim.sampling.loop import Call, Loop, Rows
 from sdxl_optim.sampling.note import Note
 from sdxl_optim.settings import Memory, Settings
 from sdxl_optim.techniques.deepcache.calibration import Calibration
+from sdxl_optim.wording import Text
 
 DEEPCACHE_LAYERS = 3  # the deepcache package numbers this many branches to a down block
 
@@ -63,7 +64,7 @@ class Models:
     tiny_vae: AutoencoderTiny | None = None
     notes: tuple[Note, ...] = ()
     prompts: tuple[Prompt, ...] = ()
-    calibration: tuple[Calibration | None, str | None] = (None, "this model has no calibration")
+    calibration: tuple[Calibration | None, Text | None] = (None, "this model has no calibration")
     placed: Memory = Memory()
 
 

@@ -20,7 +20,7 @@ from sdxl_optim.sampling.call import UNetCall
 STEP_TENSORS = ["prompt_embeds", "add_text_embeds", "add_time_ids"]  # what the cutoff replaces between two steps
 
 # By technique: how it is attached to diffusers' UNet. (site, config) → context manager.
-ATTACH = {"deepcache": deepcache_attached, "freeu": freeu_attached}
+ATTACH: dict[str, Callable] = {"deepcache": deepcache_attached, "freeu": freeu_attached}
 
 
 class DiffusersRun:

@@ -52,7 +52,8 @@ def why_not(settings: Settings, executions: ExecutionPool) -> Text | None:
         return "the settings of Memory move or convert weights in each call"
     if reason := backends.why_not(name, environment()):
         return reason
-    return executions.get(name).why_not(shared.sd_model.model.diffusion_model)
+    execution = executions.get(name)
+    return None if execution is None else execution.why_not(shared.sd_model.model.diffusion_model)
 
 
 def tell_progress(text: str) -> None:

@@ -40,10 +40,10 @@ def _unavailable(elem_id, host: HostFamily) -> str:
     for name, why in host.cannot.items():
         choices = declared.choices_that_act(name)
         by_id.setdefault(elem_id(name.replace(".", "_")), {}).update(dict.fromkeys(choices or [ANY], why))
-    if why := why_no_fp16_accumulation():
-        by_id[elem_id("backend_fp16_accumulation")] = {ANY: why}
+    if reason := why_no_fp16_accumulation():
+        by_id[elem_id("backend_fp16_accumulation")] = {ANY: reason}
     data = {
-        control: {choice: [text for text, _ in pieces(reason)] for choice, reason in choices.items()}
+        control: {choice: [text for text, _ in pieces(why)] for choice, why in choices.items()}
         for control, choices in by_id.items()
     }
     return f"<div class='sdxl-optim-cannot' data-cannot='{html.escape(json.dumps(data))}'></div>"

@@ -15,7 +15,7 @@ from modules.processing import StableDiffusionProcessingTxt2Img, process_images
 from sdxl_optim import settings as declared
 from sdxl_optim.bench.cases import Case, Prompt
 from sdxl_optim.bench.results import Results, Row
-from sdxl_optim.bench.runner import Progress, Runner, Stopped
+from sdxl_optim.bench.runner import Host, Progress, Runner, Stopped
 from sdxl_optim.hosts.webui.family import CHANNELS_LAST, FP32, NAME, HostFamily
 from sdxl_optim.hosts.webui.measure import Measurer
 from sdxl_optim.hosts.webui.tiny_decoder import why_not_at_hand
@@ -45,7 +45,7 @@ class Template:
     refiner: str = ""
 
 
-class WebUIHost:
+class WebUIHost(Host):
     """The runner's host."""
 
     def __init__(self, template: Template, host: HostFamily, measurer: Measurer):
@@ -68,7 +68,7 @@ class WebUIHost:
             if declared.acts(case.settings, name):
                 return str(reason)
         known = self._host.loaded_model() is not None  # which tells the decoder's name; Forge loads it for a picture
-        return (known and case.settings.vae.decoder == "tiny" and why_not_at_hand()) or ""
+        return str((known and case.settings.vae.decoder == "tiny" and why_not_at_hand()) or "")
 
     def opened(self, case: Case) -> AbstractContextManager:
         return nullcontext()

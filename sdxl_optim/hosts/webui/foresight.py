@@ -115,7 +115,7 @@ def _plan_by(host: HostFamily, p, settings: Settings, sampler, conds: tuple, aga
 def _keep_to_itself(sampler) -> None:
     """The host's preparation of a loop sets up its source of noise in a global, and tells other extensions of it."""
     nothing, nowhere = (lambda *args, **kwargs: None), SimpleNamespace()
-    apart = {
+    apart: dict[str, dict[str, object]] = {
         "initialize": {"k_diffusion": SimpleNamespace(sampling=nowhere), "sampling": nowhere},
         "sample": {"sampling_prepare": nothing, "sampling_cleanup": nothing},  # Forge would load the model there
         "sample_img2img": {

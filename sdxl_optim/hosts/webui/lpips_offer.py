@@ -9,7 +9,7 @@ import gradio as gr
 
 from modules import launch_utils, modelloader, shared
 from sdxl_optim.bench import perceptual
-from sdxl_optim.wording import as_html, message
+from sdxl_optim.wording import Text, as_html, message
 
 INSTALL = "Install the package lpips"
 FETCH = f"Fetch AlexNet's weights ({perceptual.WEIGHTS_SIZE})"
@@ -27,7 +27,7 @@ def _label() -> str:
     return FETCH if perceptual.has_package() else INSTALL
 
 
-def _line(text: str) -> str:
+def _line(text: Text) -> str:
     return f"<p>{as_html(text)}</p>" if text else ""
 
 
@@ -38,7 +38,7 @@ def _get() -> Iterator[tuple]:
     yield text, gr.update(value=_label(), interactive=True, visible=bool(perceptual.missing()))
 
 
-def _install() -> str:
+def _install() -> Text:
     """The package alone: the WebUI has what it asks for, and keeps its own versions. Returns why not, or nothing."""
     if shared.cmd_opts.disable_extension_access:
         return "The WebUI was started so that others can reach it, and installs nothing from its page then."
@@ -53,7 +53,7 @@ def _install() -> str:
     return ""
 
 
-def _fetch() -> str:
+def _fetch() -> Text:
     """Returns why the weights could not be fetched, or nothing."""
     file = perceptual.weights_file()
     try:

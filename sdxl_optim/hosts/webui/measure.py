@@ -24,7 +24,7 @@ class Measurer:
     def __init__(self):
         self._computed: set[tuple] = set()
 
-    def begin(self, p, done: Callable[[Row, object], None], **facts) -> None:
+    def begin(self, p, done: Callable[[Row, Any], object], **facts) -> None:
         """Measure the request `p`. done: gets the finished row and the request's `processed`; a request that fails has
         none. facts: columns that the caller knows."""
         request.attach(p).measurement = Measurement(done, facts, self.is_first)
@@ -40,7 +40,7 @@ class Measurer:
 class Measurement(RequestObserver):
     """One request, from its beginning until its end."""
 
-    def __init__(self, done: Callable[[Row, object], None], facts: dict[str, Any], is_first: Callable[[Any], bool]):
+    def __init__(self, done: Callable[[Row, Any], object], facts: dict[str, Any], is_first: Callable[[Any], bool]):
         self._done, self._facts, self._is_first = done, facts, is_first
         self.counts = Counts()
         self._sampled = False  # since the last decode
@@ -96,7 +96,7 @@ class Measurement(RequestObserver):
             **self._facts,
         }
         laps = (self._watch.seconds.get(stage, 0.0) for stage in ("sampling", "decode"))
-        return Row.of(job and job.report, counts, seconds, *laps, **facts)
+        return Row.of(job.report if job else None, counts, seconds, *laps, **facts)
 
 
 def _passes(job: Job) -> list[Counts]:

@@ -3,7 +3,7 @@ run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
@@ -19,7 +19,7 @@ from sdxl_optim.hosts.webui.ui import Accordion
 from sdxl_optim.report import JobReport
 from sdxl_optim.sentences import report_lines
 from sdxl_optim.settings.preset_library import PresetLibrary
-from sdxl_optim.wording import as_html, message
+from sdxl_optim.wording import Text, as_html, message
 
 # Fields of a request, and the components of a tab that hold them; {} is the tab's name.
 REQUEST = {
@@ -83,6 +83,8 @@ class Page:
     def _connect(self) -> None:
         """The hidden buttons are clicked by javascript/sdxl_optim.js: after a run, and when the controls are still."""
         a, presets = self._accordion, self._presets
+        if a is None:
+            return
         a.show_report.click(lambda: show_report(self._last_report()), outputs=[a.report], show_progress=False)
         self._connect_plan(a)
         preset_ui.connect_own(presets, a.own_presets, a.preset, a.components, self._known[f"{self.tab}_steps"])
@@ -97,11 +99,11 @@ class Page:
             component.change(None, _js=soon, inputs=None, outputs=None)
 
         def show(*values):
-            in_page, *values = values
-            given = dict(zip(request, values, strict=False))
-            held = values[len(request) :]
+            in_page, *rest = values
+            given = dict(zip(request, rest, strict=False))
+            held = tuple(rest[len(request) :])
             chosen = held[a.components.index(a.preset)]
-            return *preset_ui.choices_now(self._presets, in_page, chosen), *self._foresee(given, held)
+            return *preset_ui.choices_now(self._presets, in_page, chosen), *self._foresee(a, given, held)
 
         in_page = gr.State(names(self._presets))  # the presets, as this page has them
         a.foresee.click(
@@ -122,9 +124,9 @@ class Page:
     def _has(self, name: str) -> bool:
         return self.tab == "txt2img" or name not in ONLY_TXT2IMG
 
-    def _foresee(self, given: dict[str, Any], values: tuple) -> tuple[str, str, dict]:
+    def _foresee(self, a: Accordion, given: dict[str, Any], values: tuple) -> tuple[str, str, dict]:
         """The plan's line, the preset's proposals, and whether there is something to take."""
-        flat = {f.path: value for f, value in zip(self._accordion.fields, values, strict=True)}
+        flat = {f.path: value for f, value in zip(a.fields, values, strict=True)}
         if not flat["enabled",]:
             return "", "", gr.update(visible=False)
         preset = self._presets.find(flat[PRESET])
@@ -156,7 +158,7 @@ def as_request(given: dict[str, Any]) -> dict[str, Any]:
     return request
 
 
-def show_plan(shown: list[str], notes: list[str]) -> str:
+def show_plan(shown: Sequence[Text], notes: Sequence[Text]) -> str:
     rows = [f"<p>{as_html(line)}</p>" for line in shown] + [f"<p class='note'>{as_html(note)}</p>" for note in notes]
     return f"<div class='sdxl-optim-plan'>{''.join(rows)}</div>"
 

@@ -28,7 +28,8 @@ def watch_sampler(p, job: Job | None, runs: ActiveRuns) -> None:
 
     def make(original):
         def launch_sampling(steps, func):
-            own.loop_awaited.close()  # once: each loop is announced by itself
+            if own.loop_awaited is not None:
+                own.loop_awaited.close()  # once: each loop is announced by itself
             own.loop_awaited = None
             with runs.suspended():
                 if job is None:

@@ -45,7 +45,7 @@ class HostMeter(Meter):
         self._water = HighWater(self.device, shared.mem_mon).start() if self.measures else None
 
     def peak(self) -> int:
-        return self._water.read()[0] if self.measures else 0
+        return self._water.read()[0] if self._water is not None else 0
 
 
 def parts_of(model) -> dict[str, torch.nn.Module]:
@@ -242,7 +242,7 @@ class WeightsOnHost(HostsWeights):
             self._undo()
         if self._requests:
             self._place_for_request()
-        placed = self._mover is not None and self.placement.model is model
+        placed = self._mover is not None and self.placement is not None and self.placement.model is model
         if not placed and loads_into_main_memory() and lowvram.is_enabled(model) and _is_new(model):
             _encode_piece_by_piece(model)
 
@@ -252,6 +252,8 @@ class WeightsOnHost(HostsWeights):
 
     def _undo(self) -> None:
         placement = self.placement
+        if placement is None:
+            return
         self._forget(placement)
         stays = placement.model is shared.sd_model and not lowvram.is_enabled(placement.model)
         placement.undo(devices.device if stays else CPU)

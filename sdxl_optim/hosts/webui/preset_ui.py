@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from sdxl_optim.hosts.webui.machine import machine
 from sdxl_optim.settings.advice import advise
 from sdxl_optim.settings.preset_library import ENCODING, PresetLibrary, as_text
 from sdxl_optim.settings.presets import NONE, Preset
-from sdxl_optim.wording import as_html, joined, message
+from sdxl_optim.wording import Text, as_html, joined, message
 
 
 def choices_now(presets: PresetLibrary, in_page: list[str], chosen: str) -> tuple[Any, list[str]]:
@@ -146,9 +146,9 @@ def proposed(presets: PresetLibrary, name: str) -> list:
     return [gr.update() if value is None else value for value in values]
 
 
-def not_yet_taken(preset: Preset | None, given: dict[str, Any]) -> list[str]:
+def not_yet_taken(preset: Preset | None, given: dict[str, Any]) -> list[Text]:
     """What the preset proposes and the request has otherwise."""
-    parts = []
+    parts: list[Text] = []
     if preset and preset.steps is not None and given.get("steps") != preset.steps:
         parts.append(message("{n} steps", n=preset.steps))
     at = preset.switch_at if preset and given.get("refiner") else None
@@ -157,7 +157,7 @@ def not_yet_taken(preset: Preset | None, given: dict[str, Any]) -> list[str]:
     return parts
 
 
-def about(preset: Preset | None, parts: list[str], host: HostFamily) -> str:
+def about(preset: Preset | None, parts: Sequence[Text], host: HostFamily) -> str:
     """What the chosen preset is for and proposes; without one, what to choose."""
     if preset is None:
         rows = "".join(f"<p>{as_html(sentence)}</p>" for sentence in advise(machine(host)))

@@ -31,7 +31,7 @@ def gather_facts(p, sampler, steps: int, func, no_backend: Text | None) -> Facts
     if loop.foreseeable:
         total = sampler.config.total_steps(steps)
         calls = to_refiner(p, loop.calls, _progress(denoiser, total))
-        calls = (
+        known = (
             replace(
                 call,
                 host_skips=_host_skips(i, total, call.sigma, denoiser),
@@ -39,7 +39,7 @@ def gather_facts(p, sampler, steps: int, func, no_backend: Text | None) -> Facts
             )
             for i, call in enumerate(calls)
         )
-        loop = replace(loop, calls=tuple(calls))
+        loop = replace(loop, calls=tuple(known))
     unet = unet_facts(shared.sd_model.model.diffusion_model, read_layout, p)
     if sd_unet.current_unet is not None:
         unet = replace(unet, why_not=message("the UNet is run by {name}", name=sd_unet.current_unet_option.label))

@@ -95,14 +95,20 @@ class BenchTab:
         yield _status(job) if job else "", *_lists(newest), *self._show(newest)
 
     def _stop(self) -> str:
-        if not self._running:
+        job = self._running
+        if job is None:
             return ""
-        self._job.stop()
-        return _status(self._job)
+        job.stop()
+        return _status(job)
 
     @property
-    def _running(self) -> bool:
-        return self._job is not None and self._job.running
+    def _running(self) -> BenchJob | None:
+        """The benchmark that is being made."""
+        return self._job if self._job is not None and self._job.running else None
+
+    def _makes(self, results: Results) -> bool:
+        job = self._running
+        return job is not None and job.results.folder == results.folder
 
     # --- looking
 
@@ -113,8 +119,7 @@ class BenchTab:
         """A result that is finished, or was torn by a crash: its files are written anew."""
         if results is None:
             return _view(None)
-        running = self._running and self._job.results.folder == results.folder
-        if not running:
+        if not self._makes(results):
             write_report(results)
         return _view(results)
 
@@ -122,7 +127,7 @@ class BenchTab:
         results = _named(name)
         if results is None:
             return [_error("No result is chosen."), *_lists(None), *_view(None)]
-        if self._running and self._job.results.folder == results.folder:
+        if self._makes(results):
             return [_error("This result is being made; stop it first."), *[gr.update()] * 7]
         results.delete()
         newest = next(iter(listed(results_folder())), None)
@@ -234,7 +239,7 @@ def _lists(chosen: Results | None) -> list[dict]:
 def _view(results: Results | None, pictures: bool = True) -> list:
     """about, table, charts, pictures, Markdown."""
     rows = results.rows() if results else []
-    if not rows:
+    if results is None or not rows:
         return [f"<p>{as_html('Nothing measured yet.')}</p>", None, "", None, ""]
     means = summary(rows)
     headings, cells = table_of(means)

@@ -86,7 +86,7 @@ class VaePatch(HostsVae):
             return
         self._undo.close()
         self._patched = wanted
-        if wanted is None:
+        if vae is None or wanted is None:
             return
         dtype = None if precision is None else DTYPES[precision]
         size = None if tiles is None else tiles.size // FACTOR

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from sdxl_optim.sampling.call import UNetCall
 from sdxl_optim.sampling.note import Note
@@ -73,7 +73,8 @@ def _close(store: DeepCacheStore, reporting: Reporting) -> None:
     store.clear()
 
 
-def _exchange(current: CurrentCall) -> FeatureExchange | None:
+def _exchange(current: CurrentCall) -> Any:
+    """The FeatureExchange of the call under way, or None."""
     call = current()
     return None if call is None else call.exchange
 

@@ -62,7 +62,7 @@ class DeepCacheTechnique(PassTechnique):
                 return deepcache
             else:
                 reason = "the calibration promises too small a gain in this run"
-        notes.append(self._said(joined(["full steps are uniform, not adaptive", ": ", reason])))
+        notes.append(self._said(joined(["full steps are uniform, not adaptive", ": ", reason or ""])))
         return replace(deepcache, mode="uniform")
 
     def _said(self, text: Text) -> Note:

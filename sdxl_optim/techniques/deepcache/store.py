@@ -73,7 +73,7 @@ class FeatureExchange:
         """[rows, channels, H, W] that the call takes instead of computing it, until it has taken it."""
         return self._reused
 
-    def take(self) -> torch.Tensor:
+    def take(self) -> torch.Tensor | None:
         """The kept feature, once: whoever runs the blocks a second time in the call computes them."""
         tensor, self._reused, self._left = self._reused, None, True
         return tensor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ def tf32(cudnn: str = "host", matmul: str = "host") -> Iterator[None]:
 
     It acts on fp32 alone; half precision is computed as ever.
     """
-    switches = ((torch.backends.cudnn, cudnn), (torch.backends.cuda.matmul, matmul))
+    switches: Any = ((torch.backends.cudnn, cudnn), (torch.backends.cuda.matmul, matmul))
     before = [(backend, backend.allow_tf32) for backend, wanted in switches if wanted != "host"]
     for backend, wanted in switches:
         if wanted != "host":

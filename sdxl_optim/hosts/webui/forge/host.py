@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -79,7 +79,7 @@ class Forge(HostFamily):
     def new_run(self, plan: Plan, name: str) -> Run:
         return sampling.ForgeRun(plan, name)
 
-    def call_begins(self, run: sampling.ForgeRun, params) -> None:
+    def call_begins(self, run: Any, params) -> None:
         run.follow(params.denoiser)
 
     def stock_rows(self, params) -> int:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import nn
@@ -162,7 +163,10 @@ class ForgeRun(Run):
         """Comes after the run's own hook, which made the call's value."""
         if self.call is None or not self.call.cached or kwargs.get("control") is None:
             return None
-        return args, {**kwargs, "control": without_skipped(kwargs["control"], self.call.skipped, self._depth)}
+        return args, {
+            **kwargs,
+            "control": without_skipped(kwargs["control"], cast(range, self.call.skipped), self._depth),
+        }
 
     def _detach(self) -> None:
         self._modifier = None
