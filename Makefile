@@ -42,6 +42,8 @@ test-webui: $(READY)
 
 quality: $(READY)
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
 
 # torch first and by itself: whatever asks for torch afterwards is then satisfied with this build.
 $(READY): pyproject.toml
