@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -28,7 +29,7 @@ class Job(RequestObserver):
         self.report = JobReport()
         self.undo = ExitStack()
         self.plan = RequestPlan()
-        self._decided_for: tuple[int] | None = None  # the model of the plan
+        self._decided_for: Callable[[], object] | None = None  # the model of the plan, or None if it is gone
         self.vae = host.vae_for(self.report)
         self.undo.callback(self.vae.close)
         self.stages = Stages(self.report)
@@ -44,8 +45,8 @@ class Job(RequestObserver):
     def decide(self, p) -> RequestPlan:
         """What holds for this request, with the model that is loaded now. What is refused goes into the report."""
         model = self.host.loaded_model()
-        if self._decided_for != (id(model),):
-            self._decided_for = (id(model),)
+        if self._decided_for is None or self._decided_for() is not model:
+            self._decided_for = (lambda: None) if model is None else weakref.ref(model)
             facts = self.host.request_facts(p, self.settings, begins=True)
             self.plan = plan_request(self.settings, facts)
             for note in self.plan.notes:
