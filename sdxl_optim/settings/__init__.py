@@ -11,7 +11,7 @@ from sdxl_optim.settings.codec import (
     to_dict,
     to_sparse_dict,
 )
-from sdxl_optim.settings.declare import Declaration, choice, group, slider, toggle
+from sdxl_optim.settings.kinds import Declaration, choice, group, slider, toggle
 from sdxl_optim.settings.schema import (
     INFOTEXT_PREFIX,
     Backend,

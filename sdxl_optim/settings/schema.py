@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdxl_optim.settings import presets
-from sdxl_optim.settings.declare import Declaration, Word, choice, group, slider, toggle
+from sdxl_optim.settings.kinds import Declaration, Word, choice, group, slider, toggle
 
 FieldPath = tuple[str, ...]  # from the root of the settings to one of them
 

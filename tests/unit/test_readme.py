@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from sdxl_optim.settings.table import settings_table
+from sdxl_optim.settings.docs_table import settings_table
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

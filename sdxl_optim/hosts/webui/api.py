@@ -10,8 +10,8 @@ from modules import shared
 from sdxl_optim import settings as declared
 from sdxl_optim.errors import SettingsError
 from sdxl_optim.hosts.webui.family import HostFamily
-from sdxl_optim.hosts.webui.foresight import NotForeseeable, foresee, in_words
-from sdxl_optim.hosts.webui.rehearsal import MAX_CALLS
+from sdxl_optim.hosts.webui.live_plan import NotForeseeable, foresee, in_words
+from sdxl_optim.hosts.webui.sampler_calls import MAX_CALLS
 from sdxl_optim.planning.plan import Plan
 
 PATH, BESIDE = "/sdxl-optim/plan", "/sdapi/v1/txt2img"

@@ -13,8 +13,8 @@ from sdxl_optim.errors import SettingsError
 from sdxl_optim.hosts.webui import preset_ui, ui
 from sdxl_optim.hosts.webui.arguments import PRESET, names, settings_held
 from sdxl_optim.hosts.webui.family import HostFamily
-from sdxl_optim.hosts.webui.foresight import NotForeseeable, foresee, in_words
 from sdxl_optim.hosts.webui.job import log
+from sdxl_optim.hosts.webui.live_plan import NotForeseeable, foresee, in_words
 from sdxl_optim.hosts.webui.ui import Accordion
 from sdxl_optim.report import JobReport
 from sdxl_optim.sentences import report_lines

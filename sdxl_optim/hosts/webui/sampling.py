@@ -10,8 +10,8 @@ import torch
 from modules import prompt_parser, sd_unet, shared
 from modules.shared import opts
 from sdxl_optim.hosts.webui.facts import scheduled, timesteps, to_refiner, tokens, unet_facts
-from sdxl_optim.hosts.webui.rehearsal import rehearse
 from sdxl_optim.hosts.webui.request import job_of
+from sdxl_optim.hosts.webui.sampler_calls import rehearse
 from sdxl_optim.run import Run
 from sdxl_optim.sampling.facts import Facts
 from sdxl_optim.sampling.loop import Loop, Rows

@@ -23,8 +23,8 @@ from sdxl_optim.hosts.webui.forge.rules import (
     why_no_cut,
     without_skipped,
 )
-from sdxl_optim.hosts.webui.rehearsal import rehearse
 from sdxl_optim.hosts.webui.request import job_of
+from sdxl_optim.hosts.webui.sampler_calls import rehearse
 from sdxl_optim.planning.plan import Plan
 from sdxl_optim.run import Run
 from sdxl_optim.sampling.facts import Facts

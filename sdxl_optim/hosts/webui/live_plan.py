@@ -22,8 +22,8 @@ from modules.processing import (
 )
 from sdxl_optim.hosts.webui.family import HostFamily
 from sdxl_optim.hosts.webui.passes import pass_name
-from sdxl_optim.hosts.webui.rehearsal import with_globals
 from sdxl_optim.hosts.webui.request import attach
+from sdxl_optim.hosts.webui.sampler_calls import with_globals
 from sdxl_optim.hosts.webui.tiny_decoder import take_what_is_ours
 from sdxl_optim.planning.plan import Plan, RequestPlan, make_plan, plan_request
 from sdxl_optim.sentences import plan_lines

@@ -1,4 +1,4 @@
-"""The settings as a Markdown table, for the documentation: `python -m sdxl_optim.settings.table`."""
+"""The settings as a Markdown table, for the documentation: `python -m sdxl_optim.settings.docs_table`."""
 
 from __future__ import annotations
 
