@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import sys
 from collections.abc import Callable
 from types import FunctionType, SimpleNamespace
@@ -19,8 +20,19 @@ from sdxl_optim.hosts.webui.family import k_diffusion_sampling
 from sdxl_optim.sampling.loop import Call, Loop
 
 MAX_CALLS = 2000
-# What samplers raise where they can't be used: UniPC with fewer steps than its order, DPM++ 3M SDE with one.
-FAILURES = (AssertionError, AttributeError, KeyError, NameError, RuntimeError, TypeError, ValueError)
+# What samplers raise where they can't be used: UniPC with fewer steps than its order, DPM++ 3M SDE with one. They are
+# caught around the sampler's own function alone: a slip of ours is an error.
+FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+log = logging.getLogger("sdxl_optim")
 
 
 class CannotRehearse(Exception):
@@ -32,8 +44,14 @@ def rehearse(sampler, func: Callable) -> Loop:
     known."""
     model = _Model(sampler.model_wrap_cfg)
     try:
-        _run(sampler, func, model)
+        sample, kwargs, latent = _prepared(sampler, func)
+    except CannotRehearse:
+        return Loop(foreseeable=False)
+    try:
+        with torch.no_grad():
+            sample(model, latent, extra_args={}, disable=True, callback=model.report_step, **kwargs)
     except (CannotRehearse, *FAILURES):
+        log.debug("the calls of %s can't be foreseen", sampler.func, exc_info=True)
         return Loop(foreseeable=False, needs_uncond=model.need_last_noise_uncond)
     if sampler.func is k_diffusion_sampling().sample_dpm_adaptive:
         # It chooses its steps by its error, which zeros never have: every other model makes it take shorter ones.
@@ -42,8 +60,12 @@ def rehearse(sampler, func: Callable) -> Loop:
     return Loop(tuple(assign_steps(model.events)), needs_uncond=model.need_last_noise_uncond)
 
 
-def _run(sampler, func: Callable, model: _Model) -> None:
+def _prepared(sampler, func: Callable) -> tuple[Callable, dict, torch.Tensor]:
+    """The sampler's function without random numbers, its arguments, and a latent of one pixel. Raises CannotRehearse
+    where the function is none of Python's, or the host hands it on in another way."""
     given = inspect.getclosurevars(func).nonlocals
+    if "extra_params_kwargs" not in given or not {"xi", "x"} & given.keys():
+        raise CannotRehearse
     kwargs = dict(given["extra_params_kwargs"])
     x = given["xi"] if "xi" in given else given["x"]
     if "timesteps" not in kwargs:  # k-diffusion's samplers take sigmas from the CPU; the others live beside the model
@@ -52,10 +74,7 @@ def _run(sampler, func: Callable, model: _Model) -> None:
     latent = torch.zeros(1, 4, 1, 1, device=x.device, dtype=x.dtype)
     if "noise_sampler" in inspect.signature(sampler.func).parameters:
         kwargs["noise_sampler"] = lambda *sigmas: torch.zeros_like(latent)
-
-    sample = without_random_numbers(sampler.func)
-    with torch.no_grad():
-        sample(model, latent, extra_args={}, disable=True, callback=model.report_step, **kwargs)
+    return without_random_numbers(sampler.func), kwargs, latent
 
 
 class _Model:
