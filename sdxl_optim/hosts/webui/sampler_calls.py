@@ -63,7 +63,11 @@ def rehearse(sampler, func: Callable) -> Loop:
 def _prepared(sampler, func: Callable) -> tuple[Callable, dict, torch.Tensor]:
     """The sampler's function without random numbers, its arguments, and a latent of one pixel. Raises CannotRehearse
     where the function is none of Python's, or the host hands it on in another way."""
-    given = inspect.getclosurevars(func).nonlocals
+    try:
+        given = inspect.getclosurevars(func).nonlocals
+        parameters = inspect.signature(sampler.func).parameters
+    except (TypeError, ValueError):  # no function of Python's
+        raise CannotRehearse from None
     if "extra_params_kwargs" not in given or not {"xi", "x"} & given.keys():
         raise CannotRehearse
     kwargs = dict(given["extra_params_kwargs"])
@@ -72,7 +76,7 @@ def _prepared(sampler, func: Callable) -> tuple[Callable, dict, torch.Tensor]:
         kwargs = {name: value.cpu() if torch.is_tensor(value) else value for name, value in kwargs.items()}
         x = torch.zeros(0, dtype=torch.float32)
     latent = torch.zeros(1, 4, 1, 1, device=x.device, dtype=x.dtype)
-    if "noise_sampler" in inspect.signature(sampler.func).parameters:
+    if "noise_sampler" in parameters:
         kwargs["noise_sampler"] = lambda *sigmas: torch.zeros_like(latent)
     return without_random_numbers(sampler.func), kwargs, latent
 
