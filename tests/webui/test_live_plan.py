@@ -136,6 +136,55 @@ def test_the_same_while_the_last_runs_refiner_is_loaded(client):
     assert {name: before[name] for name in counts} == {name: after[name] for name in counts} == counts
 
 
+@pytest.mark.parametrize("prompt", ["a fox # AND a dog", "# a hill AND a lake\na fox", "a fox #" + " hill" * 90])
+def test_what_the_host_takes_out_of_a_prompt_is_not_counted(client, prompt):
+    request = {**SMALLER, "prompt": prompt, "steps": 6}
+    settings = {"cfg_cutoff": {"enabled": True, "stop": 0.5}}
+    told = plan(client, request, settings)
+    client.watch()
+    client.txt2img(settings, **request)
+    (made,) = seen(client.get("/probe/calls"))
+    counts = {name: told["passes"]["base"][name] for name in ("calls", "rows", "full", "cached")}
+    assert counts == vars(made)
+    assert told["notes"] == []
+
+
+def test_a_prompt_with_and_is_still_refused_beside_a_comment(client):
+    request = {**SMALLER, "prompt": "a fox AND a hill # a comment"}
+    told = plan(client, request, {"cfg_cutoff": {"enabled": True}})
+    assert told["notes"] == ["CFG cutoff refused: prompts joined by AND need the unconditional rows"]
+
+
+@pytest.mark.parametrize("name", ["DPM++ 2M Karras", "Euler Exponential", "DPM++ 2M SDE"])
+def test_older_names_of_samplers_are_read_as_the_host_reads_them(client, name):
+    request = {**SMALLER, "sampler_name": name, "steps": 6}
+    told = plan(client, request, {"cfg_cutoff": {"enabled": True, "stop": 0.5}})
+    client.watch()
+    client.txt2img({"cfg_cutoff": {"enabled": True, "stop": 0.5}}, **request)
+    (made,) = seen(client.get("/probe/calls"))
+    assert {key: told["passes"]["base"][key] for key in ("calls", "rows")} == {"calls": made.calls, "rows": made.rows}
+
+
+def test_a_whole_request_of_the_hosts_api_is_taken(client):
+    whole = {**SMALLER, "send_images": False, "save_images": False, "script_name": None, "script_args": []}
+    whole |= {"alwayson_scripts": {}, "sampler_index": "Euler", "override_settings_restore_afterwards": True}
+    assert plan(client, whole, {}) == plan(client, SMALLER, {})
+    started = {**whole, "init_images": ["x"], "mask": None, "include_init_images": False, "denoising_strength": 0.5}
+    assert plan(client, started, {}, "img2img")["passes"].keys() == {"img2img"}
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.01, 0.5])
+def test_a_picture_that_is_hardly_changed_has_a_plan_or_a_sentence(client, strength):
+    request = {**SMALLER, "sampler_name": "DDIM", "denoising_strength": strength}
+    said = []
+    try:
+        said += plan(client, request, {"deepcache": {"enabled": True}}, "img2img")["lines"]
+    except ApiError as error:
+        said += [error.body["detail"]] if error.status == 422 else []
+    assert said
+    assert "DDIM" in said[0] or "step" in said[0] or "the host can't begin this request" in said[0]
+
+
 def test_wrong_input_is_one_sentence(client):
     for request, settings, words in [
         ({}, {"deepcache": {"cache_interval": 99}}, "deepcache.cache_interval"),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from fastapi import FastAPI, HTTPException
 
 from modules import shared
+from modules.api import models
+from modules.processing import StableDiffusionProcessingImg2Img, StableDiffusionProcessingTxt2Img
 from sdxl_optim import settings as declared
 from sdxl_optim.errors import SettingsError
 from sdxl_optim.hosts.webui.family import HostFamily
@@ -29,15 +32,16 @@ class PlanApi:
             app.add_api_route(PATH, self.plan, methods=["POST"], dependencies=beside.dependencies)
 
     def plan(self, body: dict[str, Any]) -> dict[str, Any]:
-        """body: {"settings": as for the script "sdxl optim", "request": fields as for /sdapi/v1/txt2img, "img2img":
-        true where the request starts from a picture}; all may be left out.
+        """body: {"settings": as for the script "sdxl optim", "request": what /sdapi/v1/txt2img (or img2img) takes,
+        "img2img": true where the request starts from a picture}; all may be left out.
 
         The answer holds the sentences that the page shows, and each pass's exact counts.
         """
         try:
             chosen = declared.from_dict(body.get("settings", {}))
             request = _checked(body.get("request", {}))
-            foreseen = foresee(self._host, request, chosen, bool(body.get("img2img")))
+            img2img = bool(body.get("img2img"))
+            foreseen = foresee(self._host, _processed(request, img2img), chosen, img2img)
         except (SettingsError, NotForeseeable, TypeError) as error:
             raise HTTPException(status_code=422, detail=str(error)) from None
         shown, said = in_words(foreseen)
@@ -54,6 +58,17 @@ def _checked(request: Any) -> dict[str, Any]:
         if type(value) is not int or not least <= value <= MAX_CALLS:
             raise SettingsError(f"request.{name}", value, f"an integer from {least} to {MAX_CALLS}")
     return request
+
+
+def _processed(request: dict[str, Any], img2img: bool) -> dict[str, Any]:
+    """The request without what the host's API takes for itself and does not hand on to the processing of a picture."""
+    api = models.StableDiffusionImg2ImgProcessingAPI if img2img else models.StableDiffusionTxt2ImgProcessingAPI
+    made = StableDiffusionProcessingImg2Img if img2img else StableDiffusionProcessingTxt2Img
+    its_own = set(api.__fields__) - {field.name for field in dataclasses.fields(made)} | {"init_images", "mask"}
+    kept = {name: value for name, value in request.items() if name not in its_own}
+    if "sampler_name" not in kept and request.get("sampler_index"):
+        kept["sampler_name"] = request["sampler_index"]
+    return kept
 
 
 def _numbers(plan: Plan) -> dict[str, Any]:

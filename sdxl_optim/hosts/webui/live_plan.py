@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from modules import extra_networks, prompt_parser, sd_models, sd_samplers, shared
+from modules import extra_networks, prompt_parser, script_callbacks, sd_models, sd_samplers, shared
 from modules.processing import (
     StableDiffusionProcessing,
     StableDiffusionProcessingImg2Img,
@@ -68,6 +68,7 @@ def foresee(host: HostFamily, request: dict[str, Any], settings: Settings, img2i
 def _processing(request: dict[str, Any], img2img: bool) -> StableDiffusionProcessing:
     p = (StableDiffusionProcessingImg2Img if img2img else StableDiffusionProcessingTxt2Img)(**request)
     p.fill_fields_from_opts()
+    p.sampler_name, p.scheduler = _sampler_and_scheduler(p.sampler_name, p.scheduler)
     if p.refiner_checkpoint not in (None, "", "None", "none"):
         p.refiner_checkpoint_info = sd_models.get_closet_checkpoint_match(p.refiner_checkpoint)
         if p.refiner_checkpoint_info == shared.sd_model.sd_checkpoint_info:  # loaded yet, until the next run begins
@@ -76,6 +77,13 @@ def _processing(request: dict[str, Any], img2img: bool) -> StableDiffusionProces
         p.hr_scheduler = p.hr_scheduler or p.scheduler
         p.calculate_target_resolution()
     return p
+
+
+def _sampler_and_scheduler(name: str | None, scheduler: str | None) -> tuple[str | None, str | None]:
+    """The host reads older names such as "DPM++ 2M Karras" as a sampler and a scheduler."""
+    found, its_scheduler = sd_samplers.get_sampler_and_scheduler(name, scheduler, convert_automatic=False)
+    is_both = name is not None and name not in sd_samplers.all_samplers_map and name.startswith(f"{found} ")
+    return (found, its_scheduler) if is_both else (name, scheduler)
 
 
 def _plan(
@@ -96,20 +104,24 @@ def _sampler(name: str):
 
 
 def _plan_by(host: HostFamily, p, settings: Settings, sampler, conds: tuple, again: bool, steps) -> Plan:
-    found: list[Plan] = []
+    loops: list[tuple] = []
     latent = torch.zeros(1, 4, 1, 1, device=host.latent_device())
 
     def launch_sampling(steps, func):
-        found.append(make_plan(settings, host.gather_facts(p, sampler, settings, steps, func)))
+        loops.append((steps, func))
         return latent
 
     sampler.launch_sampling = launch_sampling
     _keep_to_itself(sampler)
-    if again:
-        sampler.sample_img2img(p, latent, latent, *conds, steps=steps)
-    else:
-        sampler.sample(p, latent, *conds)
-    return found[0]
+    try:
+        if again:
+            sampler.sample_img2img(p, latent, latent, *conds, steps=steps)
+        else:
+            sampler.sample(p, latent, *conds)
+    except Exception as error:  # of the host's own preparation, in which the request would end as well
+        raise NotForeseeable(f"the host can't begin this request ({type(error).__name__}: {error})") from error
+    steps, func = loops[0]
+    return make_plan(settings, host.gather_facts(p, sampler, settings, steps, func))
 
 
 def _keep_to_itself(sampler) -> None:
@@ -144,7 +156,7 @@ class Prompts:
         self._token_length, self._p = token_length, p
 
     def cond(self, prompt: str) -> prompt_parser.MulticondLearnedConditioning:
-        text = _plain(shared.prompt_styles.apply_styles_to_prompt(prompt, self._p.styles))
+        text = self._encoded(shared.prompt_styles.apply_styles_to_prompt(prompt, self._p.styles), is_positive=True)
         found, parts, _ = prompt_parser.get_multicond_prompt_list([text])
         lengths = [self._entry(part) for part in parts]
         batch = [[prompt_parser.ComposableScheduledPromptConditioning(lengths[i], weight) for i, weight in found[0]]]
@@ -152,8 +164,16 @@ class Prompts:
         return prompt_parser.MulticondLearnedConditioning(shape=(size,), batch=batch * size)
 
     def uncond(self, negative: str) -> list:
-        text = _plain(shared.prompt_styles.apply_negative_styles_to_prompt(negative, self._p.styles))
+        styled = shared.prompt_styles.apply_negative_styles_to_prompt(negative, self._p.styles)
+        text = self._encoded(styled, is_positive=False)
         return [self._entry(text)] * self._p.batch_size
+
+    def _encoded(self, prompt: str, is_positive: bool) -> str:
+        """What of the prompt is encoded: without the comments, say, that the host's and others' scripts take out. They
+        tell the host's token counter of it, and us likewise."""
+        params = script_callbacks.BeforeTokenCounterParams(prompt, self._p.steps, [], is_positive=is_positive)
+        script_callbacks.before_token_counter_callback(params)
+        return extra_networks.parse_prompt(params.prompt)[0]
 
     def _entry(self, text: str) -> list[prompt_parser.ScheduledPromptConditioning]:
         """The host encodes all that a prompt is edited to together, and so at the length of the longest."""
@@ -165,7 +185,3 @@ class Prompts:
     def _tokens(self, text: str) -> int:
         length = self._token_length(text)
         return length if isinstance(length, int) else 0
-
-
-def _plain(prompt: str) -> str:
-    return extra_networks.parse_prompt(prompt)[0]
