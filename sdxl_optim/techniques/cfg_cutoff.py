@@ -25,6 +25,9 @@ class CfgCutoffTechnique(PassTechnique):
             return Decision()
         if reason := facts.cannot.get(self.key):
             return self.refused(reason)
+        if facts.cfg_scale < 1:
+            text = "below a CFG scale of {one} the picture is made of the unconditional rows as well"
+            return self.refused(message(text, one=1))
         if facts.cfg_scale == 1:
             return Decision(cutoff)
         if not facts.loop.foreseeable:

@@ -114,6 +114,15 @@ def test_at_cfg_scale_1_uncond_is_dropped_from_the_first_step(loop):
     assert plan.notes == ()
 
 
+@pytest.mark.parametrize("scale", [0.0, 0.5, 0.99])
+def test_below_a_cfg_scale_of_1_the_cutoff_would_turn_the_picture_and_is_refused(scale):
+    plan = plan_for({"cfg_cutoff": {"enabled": True}}, EULER, cfg_scale=scale)
+    assert not any(step.drops_uncond for step in plan.steps)
+    assert [str(note) for note in plan.notes] == [
+        "CFG cutoff refused: below a CFG scale of 1 the picture is made of the unconditional rows as well"
+    ]
+
+
 def test_at_cfg_scale_1_the_refusals_hold_and_off_is_off():
     assert notes({"cfg_cutoff": {"enabled": True}}, cfg_scale=1, no_cut="why") == ["CFG cutoff refused: why"]
     assert not plan_for({}, EULER, cfg_scale=1).step(0).drops_uncond
