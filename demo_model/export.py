@@ -93,11 +93,12 @@ def write_webui(webui: str | Path, weights: Path = WEIGHTS) -> list[Path]:
     """Put checkpoint, refiner, their YAMLs, the tiny VAE and the CLIP folder where a WebUI looks for them.
 
     Needs neither diffusers nor transformers. A tiny VAE of another model that is there already stays; the log says so.
-    Raises NotADirectoryError where `webui` is no WebUI folder. Returns the demo model's files.
+    webui: its own folder, or the one that it is given by --data-dir. Raises NotADirectoryError where `webui` is
+    neither, as there is no folder `models` in it. Returns the demo model's files.
     """
     webui = Path(webui).resolve()
-    if not (webui / "modules").is_dir() or not (webui / "models").is_dir():
-        raise NotADirectoryError(f"webui: {str(webui)!r} has no modules and models folders; name the WebUI's own one")
+    if not (webui / "models").is_dir():
+        raise NotADirectoryError(f"webui: {str(webui)!r} has no folder models; name the WebUI's own one, or its data")
     clip = webui / "models" / NAME / "clip"
     tokenizer.write_vocabulary(clip)
     (clip / "config.json").write_text(json.dumps(_clip_config(TEXT), indent=2), "utf-8")

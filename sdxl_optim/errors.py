@@ -13,6 +13,14 @@ class SettingsError(ValueError):
         super().__init__(f"{field}: {value!r} is not allowed; allowed: {allowed}")
 
 
+class Refused(RuntimeError):
+    """What a library refuses before the first step is done, in its own words."""
+
+
+class Failed(RuntimeError):
+    """A request that came to nothing while it ran, and why."""
+
+
 class Unsupported(Exception):
     """A technique that cannot run here: names the technique and the reason."""
 

@@ -14,7 +14,9 @@ def add_to(commands) -> None:
     """Add the command to the command line's subparsers."""
     parser = commands.add_parser("demo-model", help="write the demo model for a WebUI or diffusers", allow_abbrev=False)
     parser.set_defaults(run=run)
-    text = "A WebUI's own folder: checkpoint, refiner, their YAML and the tiny VAE go where it looks for them."
+    text = (
+        "A WebUI's own folder, or its --data-dir: checkpoint, refiner, their YAML and the tiny VAE go into its models."
+    )
     parser.add_argument("--webui", type=Path, metavar="FOLDER", help=text)
     text = "Folders in diffusers' format go here: base, refiner, tiny-vae."
     parser.add_argument("--out", type=Path, metavar="FOLDER", help=text)
@@ -34,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             written += files.write_webui(args.webui)
         except NotADirectoryError as error:
-            allowed = "a WebUI's own folder, which has modules and models"
+            allowed = "a WebUI's own folder or that of its --data-dir, which has a folder models"
             raise SettingsError("--webui", str(args.webui), allowed) from error
     if args.out:
         written.append(files.write_diffusers(args.out / "base"))

@@ -13,13 +13,19 @@ from sdxl_optim.cli.describe import describe
 from sdxl_optim.cli.models import load_models
 from sdxl_optim.cli.prompts import read_lines
 from sdxl_optim.errors import SettingsError
-from sdxl_optim.hosts.standalone.samplers import SAMPLERS
+from sdxl_optim.hosts.standalone.samplers import PREDICTION_TYPES, SAMPLERS, TIMESTEP_SPACINGS
 from sdxl_optim.sentences import report_lines
 
 PICTURES = options.SAMPLING | {
     "seed": options.number(0, 0, 10**15, 1, "The noise. Picture k of a batch has seed + k."),
     "batch": options.number(1, 1, 16, 1, "Pictures made at once."),
     "sampler": options.choice(None, SAMPLERS, "Without it the model's own."),
+}
+SCHEDULE = {
+    "prediction-type": options.choice(None, PREDICTION_TYPES, "What the model predicts. Without it as the model says."),
+    "timestep-spacing": options.choice(
+        None, TIMESTEP_SPACINGS, "Which timesteps are taken; turbo and lightning models want trailing ones."
+    ),
 }
 REFINER = {
     "switch-at": options.number(
@@ -50,12 +56,14 @@ def add_to(commands) -> None:
     options.add_out(parser, "pictures", "Where pictures go (pictures).")
     parser.add_argument("--json", action="store_true", help="Print one JSON object and nothing else.")
     options.add(parser, PICTURES)
+    options.add(parser, SCHEDULE)
     options.add(parser, REFINER, only_given=True)
     setting_options.add(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Make the pictures and say what happened; the exit code."""
+    schedule = {name: value for name, value in options.values_of(args, SCHEDULE).items() if value is not None}
     values, chosen = options.values_of(args, PICTURES | REFINER), setting_options.read(args)
     out = options.check_folder(args.out)
     prompts = _prompts(args)
@@ -73,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     requests = [Request(prompt, args.negative, **values) for prompt in prompts]
     watch = Stopwatch(device)
     with PeakMemory(device) as memory:
-        models = load_models(args, device, dtype, sampler, tiny=chosen.vae.decoder == "tiny")
+        models = load_models(args, device, dtype, sampler, tiny=chosen.vae.decoder == "tiny", **schedule)
         watch.lap("load")
         result = generate_many(models, requests, chosen) if args.prompts else generate(models, requests[0], chosen)
     files = _save(result.images, out, values["seed"], values["batch"])

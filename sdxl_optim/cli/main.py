@@ -8,22 +8,25 @@ import sys
 from sdxl_optim import __version__
 from sdxl_optim.cli import bench, calibrate, compare, demo, demo_model, doctor, generate
 from sdxl_optim.cli.console import PROG
-from sdxl_optim.errors import SettingsError
+from sdxl_optim.errors import Failed, Refused, SettingsError
 
 COMMANDS = (generate, demo, bench, compare, demo_model, calibrate, doctor)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0; 1 where something failed, 2 after one sentence about what is wrong with the input, 130 when it was
-    interrupted."""
+    """Exit code 0; 1 where something failed, 2 after one sentence about what is wrong with the input or refused by a
+    library, 130 when it was interrupted."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a file's encoding on Windows lacks characters
     try:
         args = make_parser().parse_args(argv)
         return args.run(args)
-    except SettingsError as error:
+    except (SettingsError, Refused) as error:
         sys.stderr.write(f"{PROG}: {error}\n")
+    except Failed as error:
+        sys.stderr.write(f"{PROG}: {error}\n")
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write(f"{PROG}: interrupted\n")
         return 130

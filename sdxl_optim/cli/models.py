@@ -6,12 +6,14 @@ import argparse
 import sys
 
 
-def load_models(args: argparse.Namespace, device, dtype_name: str, sampler: str | None = None, tiny: bool = True):
+def load_models(
+    args: argparse.Namespace, device, dtype_name: str, sampler: str | None = None, tiny: bool = True, **schedule
+):
     """`generate.Models` of --model, with `tiny` also of --tiny-vae, and of --refiner where the command has it. Raises
     SettingsError.
 
-    sampler: a name of `samplers.SAMPLERS`, or None for the model's own. A tiny VAE that can't be had is a line on
-    standard error and a note of the models.
+    sampler: a name of `samplers.SAMPLERS`, or None for the model's own. schedule: changes to its configuration. A
+    tiny VAE that can't be had is a line on standard error and a note of the models.
     """
     from sdxl_optim.errors import Unsupported
     from sdxl_optim.hosts.standalone import models as loading
@@ -30,5 +32,5 @@ def load_models(args: argparse.Namespace, device, dtype_name: str, sampler: str 
     base = loading.load_base(args.model, device, dtype)
     refiner = loading.load_refiner(args.refiner, device, dtype) if getattr(args, "refiner", None) else None
     for pipe in filter(None, (base, refiner)):
-        loading.use_sampler(pipe, sampler)
+        notes += loading.use_sampler(pipe, sampler, **schedule)
     return Models(base, refiner, tiny_vae, tuple(notes), calibration=calibration.find(args.model))

@@ -2,6 +2,7 @@
 
 import random
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,6 +74,24 @@ def test_ssim_is_scikit_images():
     assert ssim(a[None], b[None]).item() == pytest.approx(full, abs=1e-4)
 
 
+@pytest.mark.parametrize("folders", [["models"], ["modules", "models"], ["models/Stable-diffusion", "embeddings"]])
+def test_the_command_takes_a_webuis_folder_and_that_of_its_data(tmp_path, capsys, folders):
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True)
+    assert cli.main(["demo-model", "--webui", str(tmp_path)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    checkpoint = tmp_path.resolve() / "models" / "Stable-diffusion" / "sdxl-optim-demo.safetensors"
+    assert str(checkpoint) in said
+    assert all(Path(path).exists() for path in said)
+
+
+def test_a_webuis_folder_has_models(tmp_path, capsys):
+    (tmp_path / "modules").mkdir()
+    assert cli.main(["demo-model", "--webui", str(tmp_path)]) == 2
+    assert "--webui: " in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["modules"]
+
+
 def test_the_webui_gets_all_files_in_their_places(tmp_path):
     (tmp_path / "modules").mkdir()
     (tmp_path / "models").mkdir()
@@ -104,7 +123,7 @@ def test_another_models_tiny_vae_stays(tmp_path, caplog):
     ("options", "sentence"),
     [
         ([], "--webui or --out: None is not allowed; allowed: at least one of the two, with a folder"),
-        (["--webui", "{folder}"], "allowed: a WebUI's own folder, which has modules and models"),
+        (["--webui", "{folder}"], "allowed: a WebUI's own folder or that of its --data-dir, which has a folder models"),
         (["--out", "{file}"], "--out: '{file}' is not allowed; allowed: a folder that can be written to"),
         (["--out", "{file}/x"], "--out: '{file}/x' is not allowed; allowed: a folder that can be written to"),
     ],

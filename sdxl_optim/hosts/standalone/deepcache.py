@@ -7,7 +7,7 @@ wrapping and the branches.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -34,6 +34,7 @@ class ScheduledDeepCache(DeepCacheSDHelper):
         self.cached = False
         self.peak_bytes = 0
         self._stores: dict[Hashable, tuple[Stored, dict]] = {}
+        self._originals: list[tuple[torch.nn.Module, Callable]] = []  # each wrapped module, and its forward before
 
     def begin(self, call: UNetCall) -> UNetCall:
         """A UNet call begins: the call with what is reused in it."""
@@ -67,6 +68,16 @@ class ScheduledDeepCache(DeepCacheSDHelper):
     def wrap_unet_forward(self) -> None:
         # The package's wrapper looks the timestep up, which waits for the device and is of no use here.
         self.function_dict["unet_forward"] = self.pipe.unet.forward
+
+    def wrap_block_forward(self, block, block_name: str, block_i: int, layer_i: int, blocktype: str = "down") -> None:
+        if block is not None:  # the package asks for a middle block, which distilled UNets may lack
+            self._originals.append((block, block.forward))
+            super().wrap_block_forward(block, block_name, block_i, layer_i, blocktype)
+
+    def unwrap_modules(self) -> None:
+        while self._originals:
+            block, forward = self._originals.pop()
+            block.forward = forward
 
     def is_skip_step(self, block_i: int, layer_i: int, blocktype: str = "down") -> bool:
         return self.cached and super().is_skip_step(block_i, layer_i, blocktype)

@@ -15,9 +15,11 @@ from sdxl_optim.bench.measure import Stopwatch
 from sdxl_optim.errors import SettingsError
 from sdxl_optim.hosts.standalone.backend import switches_as_planned, why_not
 from sdxl_optim.hosts.standalone.memory import memory_as_planned
+from sdxl_optim.hosts.standalone.prompts import notes_of_dropped
+from sdxl_optim.hosts.standalone.refusals import set_timesteps
 from sdxl_optim.hosts.standalone.request_facts import request_facts
 from sdxl_optim.hosts.standalone.run import STEP_TENSORS, DiffusersRun
-from sdxl_optim.hosts.standalone.vae import vae_as_planned
+from sdxl_optim.hosts.standalone.vae import latents_as_sdxls, vae_as_planned
 from sdxl_optim.planning.plan import Plan, RequestPlan, make_plan, plan_request
 from sdxl_optim.report import JobReport
 from sdxl_optim.sampling.facts import Facts, UNetFacts
@@ -86,6 +88,7 @@ def generate(
     runs = [DiffusersRun(plan, name, watch, on_call) for name, plan in make_plans(models, request, settings).items()]
     for run in runs:
         job.add_pass(0, run.report)
+    note_what_is_dropped(models, request, job)
     generators = [torch.Generator("cpu").manual_seed(request.seed + k) for k in range(request.batch)]
     size = {"width": request.width, "height": request.height}
 
@@ -119,6 +122,14 @@ def generate(
             images = sample(runs[1], refiner, steps, strength=strength, image=latents)
     job.seconds = sum(watch.seconds.values())
     return Result(images, job, watch.seconds)
+
+
+def note_what_is_dropped(models: Models, request: Request, job: JobReport) -> None:
+    """Note in the report what of the request's prompts is too long to be read."""
+    pipes = [pipe for pipe in (models.base, models.refiner) if pipe is not None]
+    negative = request.negative if request.cfg > 1 else None  # diffusers computes no uncond rows below
+    for note in notes_of_dropped(pipes, request.prompt, negative):
+        job.add_note(note)
 
 
 def make_plans(models: Models, request: Request, settings: Settings) -> dict[str, Plan]:
@@ -174,7 +185,7 @@ def _facts(settings: Settings, request: Request, calls: list[Call], calibration,
 
 def _base_calls(pipe, steps: int, denoising_end: float | None = None) -> list[Call]:
     scheduler = pipe.scheduler
-    scheduler.set_timesteps(steps)
+    set_timesteps(scheduler, steps)
     timesteps = list(scheduler.timesteps)
     if denoising_end is not None:
         total = scheduler.config.num_train_timesteps
@@ -185,7 +196,7 @@ def _base_calls(pipe, steps: int, denoising_end: float | None = None) -> list[Ca
 
 def _refiner_calls(pipe, steps: int, strength: float = 1.0, denoising_start: float | None = None) -> list[Call]:
     scheduler = pipe.scheduler
-    scheduler.set_timesteps(steps)
+    set_timesteps(scheduler, steps)
     total = len(scheduler.timesteps)
     timesteps, _ = pipe.get_timesteps(steps, strength, "cpu", denoising_start)
     return [_call(scheduler, total - len(timesteps) + k, t, 1) for k, t in enumerate(timesteps)]
@@ -237,6 +248,7 @@ def decoder_as_planned(pipe, tiny_vae: AutoencoderTiny | None, plan: RequestPlan
     full = pipe.vae
     pipe.vae, job.decoder = tiny_vae, "Tiny VAE"
     try:
-        yield
+        with latents_as_sdxls(tiny_vae, full.config):
+            yield
     finally:
         pipe.vae = full

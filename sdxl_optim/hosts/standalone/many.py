@@ -11,7 +11,14 @@ import torch
 
 from sdxl_optim.bench.measure import Stopwatch
 from sdxl_optim.errors import SettingsError
-from sdxl_optim.hosts.standalone.generate import Models, Request, Result, as_planned, make_plans
+from sdxl_optim.hosts.standalone.generate import (
+    Models,
+    Request,
+    Result,
+    as_planned,
+    make_plans,
+    note_what_is_dropped,
+)
 from sdxl_optim.hosts.standalone.run import STEP_TENSORS, DiffusersRun
 from sdxl_optim.report import JobReport
 from sdxl_optim.settings import Settings
@@ -39,6 +46,7 @@ def generate_many(
             plan = make_plans(models, request, settings)["base"]
             run = DiffusersRun(plan, "base", watch, on_call)
             job.add_pass(index, run.report)
+            note_what_is_dropped(models, request, job)
             latents.append(_denoise(pipe, request, embeds, run))
             watch.lap("prepare")
         stays.close()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import diffusers
 import torch
 
+from sdxl_optim.hosts.standalone.vae import has_own_space
 from sdxl_optim.sampling.facts import RequestFacts
 from sdxl_optim.techniques.accumulation.patch import why_no_fp16_accumulation
 from sdxl_optim.techniques.memory import fp8
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from sdxl_optim.hosts.standalone.generate import Models
 
 OWN_NORMS = "diffusers' tiles have norms of their own; norms of the picture are to be had in the WebUI alone"
+OWN_SPACE = "the model's latents have a mean and deviation of their own, and are brought to SDXL's"
 
 
 def request_facts(models: Models) -> RequestFacts:
@@ -32,7 +34,8 @@ def request_facts(models: Models) -> RequestFacts:
         "backend.fp16_accumulation": why_no_fp16_accumulation(),
     }
     known = {setting: reason for setting, reason in cannot.items() if reason}
-    return RequestFacts(known, device=device.type, vae_precision=auto_precision(device))
+    said = {TINY: OWN_SPACE} if has_own_space((models.refiner or models.base).vae.config) else {}
+    return RequestFacts(known, said, device=device.type, vae_precision=auto_precision(device))
 
 
 def why_no_tiny_vae(models: Models) -> Text | None:

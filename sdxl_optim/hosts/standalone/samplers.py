@@ -1,4 +1,4 @@
-"""Sampler and precision names, without importing anything heavy."""
+"""Names of samplers, their settings and precisions, without importing anything heavy."""
 
 # The name: diffusers' scheduler, and what differs from the model's own configuration.
 SAMPLERS: dict[str, tuple[str, dict]] = {
@@ -19,5 +19,8 @@ SAMPLERS: dict[str, tuple[str, dict]] = {
     "unipc": ("UniPCMultistepScheduler", {}),
     "lcm": ("LCMScheduler", {}),
 }
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+TIMESTEP_SPACINGS = ("leading", "linspace", "trailing")
 
 DTYPES = {"auto": None, "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from diffusers import AutoencoderKL
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
 
 from sdxl_optim.planning.plan import RequestPlan
 from sdxl_optim.report import JobReport
@@ -14,9 +15,40 @@ from sdxl_optim.sampling.note import Note
 from sdxl_optim.techniques.vae.counts import VaeReport
 from sdxl_optim.techniques.vae.patch import DTYPES, vae_attached
 from sdxl_optim.techniques.vae.tiling import FACTOR
+from sdxl_optim.unet.patching import replaced
 
 if TYPE_CHECKING:
     from sdxl_optim.hosts.standalone.generate import Models
+
+SDXL_SCALE = 0.13025  # of SDXL's latents, which TAESDXL decodes
+
+
+def has_own_space(config) -> bool:
+    """Whether a VAE's latents have a mean and a deviation by channel. config: the VAE's."""
+    return all(getattr(config, name, None) is not None for name in ("latents_mean", "latents_std"))
+
+
+@contextmanager
+def latents_as_sdxls(tiny: AutoencoderTiny, config) -> Iterator[None]:
+    """Context manager: the tiny decoder is given SDXL's latents, whatever mean and deviation the model's have.
+
+    config: of the model's VAE, which says how its latents [B, C, h, w] become what a decoder of SDXL takes.
+    """
+    if not has_own_space(config):
+        yield
+        return
+
+    def make(original):
+        def decode(latents: torch.Tensor, *args, **more):
+            mean, std = (latents.new_tensor(of).view(1, -1, 1, 1) for of in (config.latents_mean, config.latents_std))
+            own = tiny.config.scaling_factor  # the pipeline has divided by it
+            plain = latents * own * std / config.scaling_factor + mean
+            return original(plain * SDXL_SCALE / own, *args, **more)
+
+        return decode
+
+    with replaced(tiny, "decode", make):
+        yield
 
 
 @contextmanager
