@@ -187,6 +187,26 @@ def test_parts_that_do_not_fit_are_one_sentence(generate, odd, key):
     assert "StableDiffusionXLPipeline can't do this: " in sentence(err)
 
 
+def calibrate(model: Path, folder: Path) -> int:
+    (folder / "prompts.txt").write_text("a bee\n", "utf-8")
+    argv = ["calibrate", str(model), "--levels", "4", "--device", "cpu", "--prompts", str(folder / "prompts.txt")]
+    return cli.main(argv)
+
+
+@pytest.mark.parametrize("key", ["cross_attention_dim", "projection_class_embeddings_input_dim"])
+def test_so_it_is_for_a_calibration(odd, tmp_path, capsys, key):
+    config = json.loads((odd / "unet" / "config.json").read_text("utf-8"))
+    with_unet(odd, **{key: config[key] + 8})
+    assert calibrate(odd, tmp_path) == 2
+    assert "StableDiffusionXLPipeline can't do this: " in sentence(capsys.readouterr().err)
+
+
+def test_a_unet_without_a_middle_block_is_calibrated(odd, tmp_path, capsys):
+    with_unet(odd, mid_block_type=None)
+    assert calibrate(odd, tmp_path) == 0
+    assert Path(capsys.readouterr().out.strip()).is_file()
+
+
 def test_an_error_of_our_own_keeps_its_traceback(generate, models, monkeypatch):
     from sdxl_optim.hosts.standalone.run import DiffusersRun
 
@@ -265,6 +285,30 @@ def test_nan_of_the_text_encoder_is_not_the_unets(generate, odd):
     with_nan(odd, CLIPTextModelWithProjection, "text_encoder_2", "text_model.embeddings.position_embedding.weight")
     _, err = generate(odd, code=1)
     assert "the text encoder gave NaN" in sentence(err)
+
+
+def test_nan_of_a_sampler_is_not_the_unets(generate, odd):
+    file = odd / "scheduler" / "scheduler_config.json"
+    changed(file, rescale_betas_zero_snr=True, timestep_spacing="trailing", clip_sample=False)
+    _, err = generate(odd, "--sampler", "ddim", code=1)  # the noise's share is 1: epsilon is divided by no signal
+    assert "the sampler (call 1) gave NaN or infinity, so no picture is made; another sampler" in sentence(err)
+
+
+def test_a_benchmark_fails_the_rows_that_are_nan(odd, tmp_path, capsys):
+    with_nan(odd, UNet2DConditionModel, "unet", "conv_out.bias")
+    (tmp_path / "prompts.txt").write_text("a bee\n", "utf-8")
+    argv = ["bench", "--model", str(odd), *SHORT[4:], "--steps", "2", "--runs", "1", "--warm-up", "0"]
+    argv += ["--prompts", str(tmp_path / "prompts.txt"), "--cases", "freeu", "--out", str(tmp_path / "out")]
+    assert cli.main(argv) == 1
+    assert "failed: the UNet (call 1) gave NaN" in capsys.readouterr().out
+
+
+def test_a_calibration_of_nan_is_not_written(odd, tmp_path, capsys):
+    with_nan(odd, UNet2DConditionModel, "unet", "conv_out.bias")
+    assert calibrate(odd, tmp_path) == 1
+    assert "the UNet gave NaN" in sentence(capsys.readouterr().err)
+    assert not list(tmp_path.rglob("*.deepcache.json"))
+    assert not list(odd.glob("deepcache*"))
 
 
 # --- the tiny decoder on latents with a mean and deviation of their own

@@ -7,7 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
+from sdxl_optim.errors import Failed
 from sdxl_optim.hosts.standalone.deepcache import ScheduledDeepCache
+from sdxl_optim.hosts.standalone.finite import WEIGHTS
+from sdxl_optim.hosts.standalone.refusals import refusals_of
 from sdxl_optim.settings import DeepCache
 from sdxl_optim.techniques.deepcache.calibration import Calibration
 
@@ -26,16 +29,28 @@ def calibrate(
 
     The errors are relative, ||cached - full|| / ||full|| of the guided prediction, and averaged over the prompts: that
     takes levels full calls twice and levels * (levels - 1) / 2 cached ones a prompt, each with cond and uncond rows.
+
+    Raises Refused for what the pipeline raises before its first call is done, and Failed where an error is no number.
     """
+    done = 0
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        on_call()
+
     scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
     deepcache = ScheduledDeepCache(pipe, DeepCache(enabled=True, cache_branch_id=branch))
     deepcache.enable()
     try:
-        errors = [_errors(pipe, deepcache, scheduler, p, k, levels, cfg, on_call) for k, p in enumerate(prompts)]
+        with refusals_of(type(pipe).__name__, lambda: done > 0):
+            errors = [_errors(pipe, deepcache, scheduler, p, k, levels, cfg, count) for k, p in enumerate(prompts)]
     finally:
         deepcache.disable()
     scheduler.set_timesteps(levels)
     mean = torch.stack(errors).mean(0)
+    if not bool(torch.isfinite(mean).all()):
+        raise Failed(f"the UNet gave NaN or infinity, so there is nothing to calibrate by; {WEIGHTS}")
     return Calibration(name, branch, tuple(map(float, scheduler.timesteps)), tuple(map(tuple, mean.tolist())))
 
 
