@@ -85,13 +85,15 @@ class Execution:
         with replaced(unet, "forward", make):
             yield
 
-    def why_not(self, unet: nn.Module) -> Text | None:
-        """Why the calls of `unet` have to be the stock ones, as it is patched now, or None."""
+    def why_not(self, unet: nn.Module, before_undo: bool = False) -> Text | None:
+        """Why the calls of `unet` have to be the stock ones, as it is patched now, or None.
+
+        before_undo: our own offload and fp8, which the last request left on, are undone before the first call."""
         reason = replaced_forward(unet)
         if reason or not self.backend.captures:
             return reason
         try:
-            return global_hook() or why_not_capturable(unet, self._host.is_idle_patch)
+            return global_hook() or why_not_capturable(unet, self._host.is_idle_patch, before_undo)
         except CannotPrepare as error:
             return error.reason
 

@@ -244,3 +244,14 @@ def test_rows_by_name_in_parts_on_random_weights(tmp_path, capsys, monkeypatch):
     spread = {r.case: np.asarray(Results(out).picture(r.picture)).std() for r in rows}
     assert min(spread.values()) > 5, spread  # a NaN would make a black picture
     assert "| 15 steps | 2 |" in (out / "table.md").read_text("utf-8")
+
+
+def test_parts_that_wait_in_main_memory_are_a_gpus(host, monkeypatch):
+    """While they are offloaded, `pipe.device` is the CPU."""
+    base = SimpleNamespace(
+        device=torch.device("cpu"), _execution_device=torch.device("cuda"), unet=host.models.base.unet
+    )
+    monkeypatch.setattr(request_facts, "auto_precision", lambda device: "fp32")  # asks the card
+    facts = request_facts.request_facts(Models(base, tiny_vae=host.models.tiny_vae))
+    assert facts.device == "cuda"
+    assert not {"memory.offload", "memory.cudnn_tf32"} & set(facts.cannot)

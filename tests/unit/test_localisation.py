@@ -1,5 +1,6 @@
 """The Chinese localisation knows every text of ours."""
 
+import json
 from pathlib import Path
 
 from strings import PACKAGE, all_pieces, formatted_at_once, sources, template_pieces, texts_in
@@ -8,6 +9,27 @@ from sdxl_optim.wording import as_html, joined, message, pieces, to_translate
 
 FOLDER = Path(__file__).parents[2] / "localizations"
 FILES = ["zh_CN.json", "zh-Hans.json"]
+# What the sources hold and no page shows as it is there: examples in fields, names of samplers, scripts, the host's own
+# words, the title of a result.
+NOT_SHOWN = {
+    "Euler",
+    "freeu\ncutoff 0.75\ndeepcache 3\ntiny\nfreeu+cutoff 0.75+deepcache 3+tiny",
+    "taesdxl_decoder.pth",
+    "[SDXL Optim]",
+    "SD",
+    "Use same sampler",
+    "Use same scheduler",
+    "the article's table",
+}
+
+
+def test_nothing_is_left_untranslated():
+    """Also of what the session in tests/webui/test_chinese.py doesn't come to see."""
+    translated = json.loads((FOLDER / FILES[0]).read_text("utf-8"))
+    pieces = all_pieces()
+    assert sorted(pieces - translated.keys() - NOT_SHOWN) == []
+    assert sorted(NOT_SHOWN - pieces) == []
+    assert all(isinstance(text, str) and text for text in translated.values())
 
 
 def test_both_files_say_the_same():

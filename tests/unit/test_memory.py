@@ -361,9 +361,11 @@ def test_backends_that_capture_see_that_weights_move():
     assert why_not_capturable(parts["unet"]) is None
     mover = opened(parts, "staged")
     assert "sdxl_optim.techniques.memory" in why_not_capturable(parts["unet"])
+    assert why_not_capturable(parts["unet"], before_undo=True) is None
     mover.close()
     weights = fp8.Fp8Weights(parts["unet"])
     assert "sdxl_optim.techniques.memory" in why_not_capturable(parts["unet"])
+    assert why_not_capturable(parts["unet"], before_undo=True) is None
     weights.close()
     assert why_not_capturable(parts["unet"]) is None
 

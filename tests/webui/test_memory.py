@@ -107,6 +107,16 @@ def test_the_picture_is_the_same_and_stays_so(case, mode):
     assert ("there is no GPU here" in notes(made)) != ON_CARD
 
 
+def test_it_is_refused_while_another_extension_runs_the_unet_and_no_longer(case):
+    case.counts = False
+    for unet in ("[probe] foreign", "None"):
+        case.options(sd_unet=unet)
+        for _ in range(2):  # the host exchanges the UNet in the middle of the first
+            made = case.txt2img(offload("staged"), **SMALLER)[0]
+            assert ("Memory offload refused: the UNet is run by" in notes(made)) == (unet != "None")
+            assert ("staged offload" in made.infotext) == (unet == "None")
+
+
 @pytest.mark.parametrize("script", [FP8, *map(offload, OFFLOADS)], ids=["fp8", *OFFLOADS])
 def test_the_weights_with_a_lora_are_those_of_stock_afterwards(case, stock_checksums, script):
     picture(case, script, **LORA)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from .client import Client
-from .live import HIRES, SMALL, SMALLER, TINY, notes
+from .live import CUTOFF, HIRES, SMALL, SMALLER, TINY, notes
+from .test_live_plan import plan
 
 OPTION = "sd_vae_decode_method"
 
@@ -82,3 +83,47 @@ def test_without_the_file_the_full_vae_is_used(webui, case):
         assert "VAE Decoder" not in picture.infotext.replace("SDXL Optim VAE decoder", "")
     again = case.txt2img(TINY, **SMALLER)[0]
     assert "VAE Decoder: TAESD" in again.infotext
+
+
+@contextlib.contextmanager
+def with_the_decoder_spoilt(webui, case, content: bytes):
+    """As after a download that ended early, or that brought a page of an error."""
+    file = webui.models / "VAE-taesd" / "taesdxl_decoder.pth"
+    whole = file.read_bytes()
+    file.write_bytes(content)
+    case.post("/others/forget_tiny")
+    try:
+        yield
+    finally:
+        file.write_bytes(whole)
+        case.post("/others/forget_tiny")
+
+
+@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html>", b"PK\x03\x04"])
+def test_a_spoilt_file_is_named_by_the_plan_and_by_the_report_and_the_rest_acts(webui, case, content):
+    case.counts = False
+    settings = {**TINY, **CUTOFF}
+    plain = case.txt2img(CUTOFF, **SMALLER)[0]
+    with with_the_decoder_spoilt(webui, case, content):
+        foreseen = plan(case, SMALLER, settings)
+        picture = case.txt2img(settings, **SMALLER)[0]
+    said = "Tiny VAE refused: taesdxl_decoder.pth cannot be read"
+    assert said in " ".join(foreseen["notes"])
+    assert said in notes(picture)
+    assert np.array_equal(picture.pixels, plain.pixels)
+
+
+def test_a_plan_draws_no_random_number(webui, case):
+    """The host encodes a hires pass's picture with noise of torch's global generator."""
+    case.counts = False
+    request = {**SMALLER, **HIRES, **SMALL, "hr_upscaler": "Lanczos"}
+    pictures = []
+    for planned in (False, True):
+        (webui.models / "VAE-taesd" / "taesdxl_decoder.pth").touch()  # or else the plan knows the file by now
+        case.post("/probe/seed")
+        state = case.get("/probe/random")
+        if planned:
+            plan(case, SMALLER, TINY)
+        assert case.get("/probe/random") == state
+        pictures.append(case.txt2img(**request)[0])
+    assert np.array_equal(pictures[0].pixels, pictures[1].pixels)

@@ -14,12 +14,13 @@ MOVES = f"{OURS}.techniques.memory"  # ours as well, but a captured call can't c
 
 
 def why_not_capturable(
-    unet: nn.Module, is_idle_patch: Callable[[nn.Module], bool] = lambda module: False
+    unet: nn.Module, is_idle_patch: Callable[[nn.Module], bool] = lambda module: False, before_undo: bool = False
 ) -> Text | None:
     """A sentence that names whoever replaced the `forward` of a layer inside `unet` or hooked one, or None.
 
     Our own patches do not count, except offload and fp8. Neither do hooks on the UNet itself: they run outside of what
-    is captured. is_idle_patch: whether the replaced `forward` of a module does nothing at present.
+    is captured. is_idle_patch: whether the replaced `forward` of a module does nothing at present. before_undo: our own
+    offload and fp8 are undone before the first call, and so they do not count either.
     """
     for name, module in unet.named_modules():
         if module is unet:
@@ -28,7 +29,7 @@ def why_not_capturable(
         if replaced is not None and not is_idle_patch(module):
             return message("{layer} is replaced by {origin}", layer=name, origin=_origin(replaced))
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
-            if not _is_ours(hook):
+            if not (_is_ours(hook) or (before_undo and _module(hook).startswith(MOVES))):
                 return message("{layer} is hooked by {origin}", layer=name, origin=_origin(hook))
     return None
 

@@ -24,7 +24,7 @@ OWN_SPACE = "the model's latents have a mean and deviation of their own, and are
 
 
 def request_facts(models: Models) -> RequestFacts:
-    device = models.base.device
+    device = models.base._execution_device  # where the parts come to; while they are offloaded, they are on the CPU
     cannot = {
         TINY: why_no_tiny_vae(models),
         "vae.tile_norms": OWN_NORMS,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import torch
 
-from modules import sd_hijack, sd_models, shared
+from modules import sd_hijack, sd_models, sd_unet, shared
 from sdxl_optim.hosts.webui import attention, backend, memory, request_facts, sampling, vae
 from sdxl_optim.hosts.webui.family import HostFamily
 from sdxl_optim.hosts.webui.host_options import HostOptions
@@ -30,6 +30,10 @@ class A1111(HostFamily):
 
     def loaded_model(self):
         return sd_models.model_data.sd_model
+
+    def beside_the_model(self) -> Hashable:
+        """The host exchanges the UNet only after the scripts' `process`."""
+        return vae.loaded_vae(), id(sd_unet.current_unet)
 
     def latent_device(self) -> torch.device:
         return shared.sd_model.alphas_cumprod.device

@@ -53,7 +53,8 @@ def why_not(settings: Settings, executions: ExecutionPool) -> Text | None:
     if reason := backends.why_not(name, environment()):
         return reason
     execution = executions.get(name)
-    return None if execution is None else execution.why_not(shared.sd_model.model.diffusion_model)
+    # Offload and fp8 stay on until a request, such as this one, asks for neither.
+    return None if execution is None else execution.why_not(shared.sd_model.model.diffusion_model, before_undo=True)
 
 
 def tell_progress(text: str) -> None:

@@ -85,6 +85,7 @@ class Extension:
         end_job(p)
         own = attach(p)
         own.stock_clock = None
+        own.decoders.clear()
         try:
             settings = Settings() if own.is_reference else with_axes(settings_of(args, self.presets), p)
         except SettingsError as error:

@@ -4,7 +4,7 @@ else. And what each of them answers the extension: the contract of a host."""
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from types import ModuleType
@@ -91,6 +91,10 @@ class HostFamily:
     def loaded_model(self):
         """The model, or None while none is loaded."""
         raise NotImplementedError
+
+    def beside_the_model(self) -> Hashable:
+        """What of the host decides with the model, and is exchanged by itself: another VAE, say."""
+        return None
 
     def latent_device(self) -> torch.device:
         """Where samplers expect the latents."""

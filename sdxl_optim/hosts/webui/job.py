@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import ExitStack
 
 from sdxl_optim.hosts.webui import certain_end, request
@@ -29,7 +29,9 @@ class Job(RequestObserver):
         self.report = JobReport()
         self.undo = ExitStack()
         self.plan = RequestPlan()
-        self._decided_for: Callable[[], object] | None = None  # the model of the plan, or None if it is gone
+        self._decided_for: tuple[Callable[[], object], Hashable] | None = (
+            None  # the plan's model, and what is beside it
+        )
         self.vae = host.vae_for(self.report)
         self.undo.callback(self.vae.close)
         self.stages = Stages(self.report)
@@ -43,12 +45,16 @@ class Job(RequestObserver):
         self.vae.follow(self.decide(p))
 
     def decide(self, p) -> RequestPlan:
-        """What holds for this request, with the model that is loaded now. What is refused goes into the report."""
-        model = self.host.loaded_model()
-        if self._decided_for is None or self._decided_for() is not model:
-            self._decided_for = (lambda: None) if model is None else weakref.ref(model)
+        """What holds for this request, with what is loaded now. What is refused goes into the report."""
+        model, beside = self.host.loaded_model(), self.host.beside_the_model()
+        known = self._decided_for
+        same_model = known is not None and known[0]() is model
+        if known is None or not same_model or known[1] != beside:
             facts = self.host.request_facts(p, self.settings, begins=True)
+            if same_model:  # nothing was sampled by the former plan
+                self.report.notes = [note for note in self.report.notes if note not in self.plan.notes]
             self.plan = plan_request(self.settings, facts)
+            self._decided_for = ((lambda: None) if model is None else weakref.ref(model)), beside
             for note in self.plan.notes:
                 self.report.add_note(note)
         return self.plan

@@ -1,8 +1,8 @@
 """What a request would do, without making it: the host's own code prepares the sampler's loop on a one-pixel latent,
 and the plan is made there just as in a run (sampling.py), in place of running it.
 
-It waits for nothing and keeps nothing waiting: no lock is taken, no host global is touched, no weights are read, so
-that a generation may be under way meanwhile.
+It waits for nothing and keeps nothing waiting: no lock is taken, no host global is touched, no random number is drawn,
+no weights of a model are read, so that a generation may be under way meanwhile.
 """
 
 from __future__ import annotations

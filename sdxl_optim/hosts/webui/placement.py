@@ -53,13 +53,17 @@ def parts_of(model) -> dict[str, torch.nn.Module]:
     return {TEXT: text, UNET: model.model.diffusion_model, VAE: model.first_stage_model}
 
 
+def _decided(plan: RequestPlan) -> tuple:
+    return plan.config("memory.offload"), plan.config("memory.weights")
+
+
 class Placement:
     """The decided offload and fp8 on one model, until `undo`."""
 
     def __init__(self, model, asked: Memory, plan: RequestPlan, on_load: Callable[[Placement], None]):
         """asked: the settings that it answers; plan: what was decided of them for this model. on_load: called before
         other weights are loaded into the model; the placement is undone then."""
-        self.model, self._asked = model, asked
+        self.model, self._asked, self._decided = model, asked, _decided(plan)
         self._on_load = on_load
         self._fp8: Fp8Weights | None = None
         self.mover: Mover | None = None
@@ -74,6 +78,10 @@ class Placement:
     def answers(self, memory: Memory) -> bool:
         """Whether it was made for the same choices. (The budget may be another one for each request.)"""
         return (self._asked.offload, self._asked.weights) == (memory.offload, memory.weights)
+
+    def holds(self, plan: RequestPlan) -> bool:
+        """Whether what was decided is decided now: the same settings may be refused at one time and not at another."""
+        return self._decided == _decided(plan)
 
     def _place(self, plan: RequestPlan) -> None:
         offload = plan.config("memory.offload")
@@ -196,7 +204,7 @@ class WeightsOnHost(HostsWeights):
         if _left_to_host(memory):
             return
         model, now, plan = shared.sd_model, self.placement, job.decide(p)
-        if now is not None and (now.model is not model or not now.answers(memory) or now.stale):
+        if now is not None and (now.model is not model or not now.answers(memory) or not now.holds(plan) or now.stale):
             self._undo()
         if self.placement is None:
             self.placement = Placement(model, memory, plan, self._forget)

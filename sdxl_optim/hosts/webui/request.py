@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdxl_optim.settings import FieldPath
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from sdxl_optim.hosts.webui.measure import Measurement
     from sdxl_optim.hosts.webui.observers import RequestObserver
     from sdxl_optim.hosts.webui.stock_runs import StockClock
+    from sdxl_optim.wording import Text
 
 ATTRIBUTE = "sdxl_optim"
 
@@ -36,6 +38,7 @@ class Request:
     measurement: Measurement | None = None
     stock_clock: StockClock | None = None  # of a stock run
     loop_awaited: ExitStack | None = None  # undone when the sampler's loop begins
+    decoders: dict[Path, Text | None] = field(default_factory=dict)  # tiny ones asked for, and why they can't be had
     first_checkpoint: Any = None  # of a foreseen request: the CheckpointInfo that it begins with
 
     @property

@@ -3,12 +3,15 @@ the run ask the same."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from modules import devices, shared
 from sdxl_optim.hosts.webui import attention, memory
+from sdxl_optim.hosts.webui.request import attach
 from sdxl_optim.hosts.webui.tiny_decoder import OPTION, decoder_path, why_not_at_hand, why_unreadable
-from sdxl_optim.hosts.webui.vae import has_coders, largest_tile, will_have_fix
+from sdxl_optim.hosts.webui.vae import has_coders, has_fix, largest_tile, will_have_fix
 from sdxl_optim.sampling.facts import RequestFacts
 from sdxl_optim.settings import Settings
 from sdxl_optim.techniques.accumulation.patch import why_no_fp16_accumulation
@@ -33,11 +36,12 @@ def request_facts(p, settings: Settings, model, begins: bool) -> RequestFacts:
     said = dict(facts.said)
     if shared.opts.show_progress_type == "Full":
         said["memory.offload"] = "previews are by Approx NN instead of the full VAE"
+    fix = has_fix() if begins else will_have_fix(p, settings.vae)
     facts = replace(
         facts,
         cannot={**facts.cannot, **{setting: reason for setting, reason in more.items() if reason}},
         said=said,
-        vae_precision=auto_precision(devices.device, will_have_fix(settings.vae)),
+        vae_precision=auto_precision(devices.device, fix),
     )
     return replace(facts, largest_tile=largest_tile(settings, Precision().decide(settings, facts).config))
 
@@ -52,10 +56,18 @@ def common_facts(p, settings: Settings, begins: bool) -> RequestFacts:
         cannot["vae.decoder"] = message(text, option=OPTION, chosen=p.override_settings[OPTION])
     elif settings.vae.decoder == "tiny":
         if begins:
-            cannot[TINY] = why_not_at_hand()
+            cannot[TINY] = _once(p, decoder_path(), why_not_at_hand)
         elif decoder_path().exists():
             cannot[TINY] = why_unreadable()
         else:
             said[TINY] = message("{file} is fetched when it is first used", file=decoder_path().name)
     known = {setting: reason for setting, reason in cannot.items() if reason}
     return RequestFacts(known, said, devices.device.type)
+
+
+def _once(p, path: Path, why_not: Callable[[], Text | None]) -> Text | None:
+    """The host fetches the file where it can, and that is not tried again at each change between base and refiner."""
+    asked = attach(p).decoders
+    if path not in asked:
+        asked[path] = why_not()
+    return asked[path]

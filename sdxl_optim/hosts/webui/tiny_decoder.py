@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from pickle import UnpicklingError
 from urllib.error import URLError
 
 import torch
@@ -15,7 +17,7 @@ from sdxl_optim.wording import Text, message
 
 OPTION = "sd_vae_decode_method"
 METHODS = {"tiny": "TAESD", "full": "Full"}
-WRONG_FILE = (OSError, URLError, RuntimeError, ValueError, KeyError, TypeError)
+WRONG_FILE = (OSError, URLError, EOFError, UnpicklingError, RuntimeError, ValueError, KeyError, TypeError)
 
 
 def decoder_path() -> Path:
@@ -48,7 +50,7 @@ def why_unreadable() -> Text | None:
 @lru_cache(maxsize=8)
 def _error_in(path: Path, changed: int, size: int) -> Exception | None:
     try:
-        _empty_decoder().load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        _check(torch.load(path, map_location="cpu", weights_only=True))
     except WRONG_FILE as error:
         return error
     return None
@@ -61,8 +63,19 @@ def _refusal(error: Exception) -> Text:
     return message(template, file=path.name, error=type(error).__name__, folder=path.parent)
 
 
-def _empty_decoder() -> torch.nn.Module:
-    return sd_vae_taesd.decoder(16 if getattr(shared.sd_model, "is_sd3", False) else 4)
+def _check(weights: object) -> None:
+    """Raises TypeError or RuntimeError where `weights` are not the state dict of a tiny decoder for the loaded model.
+
+    The decoder to compare with is made without values: drawing them would move on torch's random numbers, of which a
+    generation may be using some just now.
+    """
+    if not isinstance(weights, Mapping):
+        raise TypeError(f"a {type(weights).__name__} instead of a dict of tensors")
+    with torch.device("meta"):
+        empty = sd_vae_taesd.decoder(16 if getattr(shared.sd_model, "is_sd3", False) else 4)
+    wanted = {name: tensor.shape for name, tensor in empty.state_dict().items()}
+    if {name: getattr(tensor, "shape", None) for name, tensor in weights.items()} != wanted:
+        raise RuntimeError("its tensors are not those of a tiny decoder for the loaded model")
 
 
 def copy_decoder(source: str) -> Text:
@@ -83,7 +96,7 @@ def copy_decoder(source: str) -> Text:
             else torch.load(path, map_location="cpu", weights_only=True)
         )
         weights = {key.removeprefix("decoder."): value for key, value in weights.items()}
-        _empty_decoder().load_state_dict(weights)
+        _check(weights)
     except Exception as error:  # whatever is wrong with a file that a user picked, it is the file
         template = "{file} is not a TAESD decoder for this model ({error})."
         return message(template, file=path.name, error=type(error).__name__)

@@ -25,8 +25,8 @@ WEIGHTS = 200_000_000  # bytes of a VAE, and what else has to be there while it 
 
 def fp16_fix() -> str | None:
     """The name of a VAE made for fp16 in the host's VAE folder (sdxl_vae_fp16_fix, sdxl-vae-fp16-fix, …), or None."""
-    if sd_vae.loaded_vae_file and _is_fix(Path(sd_vae.loaded_vae_file).name):
-        return Path(sd_vae.loaded_vae_file).name
+    if has_fix():
+        return loaded_vae()
     return next((name for name in sd_vae.vae_dict if _is_fix(name)), None)
 
 
@@ -38,13 +38,27 @@ def wants_fix(settings: Vae) -> str | None:
     """The VAE that the host should load for this job: auto, on a card without bf16, where there is one."""
     if settings.precision != "auto" or devices.device.type != "cuda" or computes_bf16(devices.device):
         return None
+    if shared.cmd_opts.freeze_settings:
+        return None
     return fp16_fix() if getattr(shared.sd_model, "is_sdxl", False) else None
 
 
-def will_have_fix(settings: Vae) -> bool:
-    """Whether a VAE made for fp16 decodes this request: it is loaded, or will be."""
-    loaded = bool(sd_vae.loaded_vae_file) and _is_fix(Path(sd_vae.loaded_vae_file).name)
-    return loaded or wants_fix(settings) is not None
+def loaded_vae() -> str | None:
+    """The name of the VAE's own file, where it is not the checkpoint's."""
+    return Path(sd_vae.loaded_vae_file).name if sd_vae.loaded_vae_file else None
+
+
+def has_fix() -> bool:
+    """Whether a VAE made for fp16 is loaded."""
+    return _is_fix(loaded_vae() or "")
+
+
+def will_have_fix(p, settings: Vae) -> bool:
+    """Whether a VAE made for fp16 decodes the request `p`, which has not begun: the host loads what the request's own
+    settings name, and else what `wants_fix` says."""
+    if "sd_vae" in p.override_settings:
+        return _is_fix(str(p.override_settings["sd_vae"]))
+    return has_fix() or wants_fix(settings) is not None
 
 
 def has_coders(model) -> bool:

@@ -3,7 +3,7 @@
 Tiles, overlap and blending are those of diffusers' `AutoencoderKL.tiled_decode` and `tiled_encode`
 (https://github.com/huggingface/diffusers), but for a tile that lies wholly within the one before it, which is left out.
 Every tile has group norms of its own, so tone can differ from the untiled picture; larger tiles differ less. Norms of
-the whole picture are in `patches/norms.py`.
+the whole picture are in `norms.py`.
 """
 
 from __future__ import annotations

@@ -413,6 +413,11 @@ def seed():
     return {}
 
 
+def random_state():
+    """A digest of torch's random numbers to come."""
+    return {"sha256": hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest()}
+
+
 def on_app_started(_demo, app: FastAPI):
     app.post("/probe/watch")(start_watch)
     app.get("/probe/calls")(take_calls)
@@ -423,6 +428,7 @@ def on_app_started(_demo, app: FastAPI):
     app.post("/probe/fault")(arm_fault)
     app.post("/probe/off")(turn_off)
     app.post("/probe/seed")(seed)
+    app.get("/probe/random")(random_state)
     app.post("/probe/reload")(reload_ui)
     app.get("/probe/instance")(lambda: {"instance": INSTANCE})
 
