@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -414,6 +415,38 @@ def test_a_spacing_that_a_sampler_lacks_is_noted(generate, models):
     assert notes(told, "sampler") == [
         "dpm++-2s has timesteps of its own; trailing ones are to be had with other samplers"
     ]
+
+
+LOADED = """
+import sys, torch
+from sdxl_optim.hosts.standalone.models import load_base
+for name in sys.argv[1:]:
+    config = load_base(name, torch.device("cpu"), torch.float32).scheduler.config
+    print(config.prediction_type, config.rescale_betas_zero_snr, config.timestep_spacing)
+"""
+
+
+@pytest.mark.slow
+def test_real_single_files_load_offline_with_their_schedules(tmp_path):
+    """The demo model's checkpoint, with the configuration in a cache of the hub as diffusers leaves it there."""
+    export = pytest.importorskip("demo_model.export")
+    export.write_diffusers(tmp_path / "folder")
+    repository = tmp_path / "home" / "hub" / "models--stabilityai--stable-diffusion-xl-base-1.0"
+    for file in [*(tmp_path / "folder").rglob("*.json"), *(tmp_path / "folder").rglob("*.txt")]:
+        kept = repository / "snapshots" / ("0" * 40) / file.relative_to(tmp_path / "folder")
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, kept)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40, "utf-8")
+    files = [str(tmp_path / f"{k}.safetensors") for k in range(3)]
+    for file, keys in zip(files, ((), ("v_pred",), ("v_pred", "ztsnr")), strict=True):
+        save_file(export.webui_checkpoint() | {key: torch.zeros(1) for key in keys}, file)
+    offline = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    offline = {name: value for name, value in offline.items() if name not in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")}
+    argv = [sys.executable, "-c", LOADED, *files]
+    done = subprocess.run(argv, cwd=Path(cli.__file__).parents[2], env=offline, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["epsilon False leading", "v_prediction False leading",
+                                        "v_prediction True trailing"], done.stderr  # fmt: skip
 
 
 # --- single files offline
