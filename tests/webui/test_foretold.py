@@ -17,9 +17,10 @@ NOTES = re.compile(r'SDXL Optim notes: ("(?:[^"\\]|\\.)*"|[^,\n]*)')
 
 
 @pytest.fixture(scope="module", autouse=True)
-def as_before(client, baseline):
+def as_before(webui, baseline):
     """The host leaves an option that its config lacks at what a request set; nothing else is left."""
     yield
+    client = webui.client
     client.txt2img(None, **SMALLER)  # offload and fp8 stay until then
     client.post("/others/forget_option", name=OPTION)
     assert client.state() == baseline

@@ -114,7 +114,8 @@ def test_it_is_refused_while_another_extension_runs_the_unet_and_no_longer(case)
         for _ in range(2):  # the host exchanges the UNet in the middle of the first
             made = case.txt2img(offload("staged"), **SMALLER)[0]
             assert ("Memory offload refused: the UNet is run by" in notes(made)) == (unet != "None")
-            assert ("staged offload" in made.infotext) == (unet == "None")
+            placed = "sdxl_optim.techniques.memory" in str(case.get("/probe/state")["hooks"])
+            assert placed == (unet == "None")
 
 
 @pytest.mark.parametrize("script", [FP8, *map(offload, OFFLOADS)], ids=["fp8", *OFFLOADS])
