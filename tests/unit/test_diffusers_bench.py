@@ -248,8 +248,9 @@ def test_rows_by_name_in_parts_on_random_weights(tmp_path, capsys, monkeypatch):
 
 def test_parts_that_wait_in_main_memory_are_a_gpus(host, monkeypatch):
     """While they are offloaded, `pipe.device` is the CPU."""
+    known = host.models.base
     base = SimpleNamespace(
-        device=torch.device("cpu"), _execution_device=torch.device("cuda"), unet=host.models.base.unet
+        device=torch.device("cpu"), _execution_device=torch.device("cuda"), unet=known.unet, vae=known.vae
     )
     monkeypatch.setattr(request_facts, "auto_precision", lambda device: "fp32")  # asks the card
     facts = request_facts.request_facts(Models(base, tiny_vae=host.models.tiny_vae))
