@@ -16,24 +16,15 @@ pytest.importorskip("DeepCache")
 
 from sdxl_optim import cli
 from sdxl_optim.bench.results import Results
-from sdxl_optim.hosts.standalone import demo, tiny
+from sdxl_optim.hosts.standalone import demo
 
 SHORT = ["--prompt", "a bee", "--steps", "12", "--width", "64", "--height", "64", "--device", "cpu"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    tiny.tiny_base().save_pretrained(folder / "base")
-    tiny.tiny_refiner().save_pretrained(folder / "refiner")
-    tiny.tiny_taesd().save_pretrained(folder / "tiny")
-    return folder
-
-
 @pytest.fixture
-def generate(folder, tmp_path, capsys):
+def generate(models, tmp_path, capsys):
     def generate(*options: str, code: int = 0) -> tuple[dict, str]:
-        argv = ["generate", "--model", str(folder / "base"), *SHORT, "--out", str(tmp_path / "out"), *options]
+        argv = ["generate", "--model", str(models / "base"), *SHORT, "--out", str(tmp_path / "out"), *options]
         capsys.readouterr()
         assert cli.main(argv) == code
         out, err = capsys.readouterr()
@@ -42,9 +33,9 @@ def generate(folder, tmp_path, capsys):
     return generate
 
 
-def test_json_is_one_object_that_tells_everything(generate, folder):
+def test_json_is_one_object_that_tells_everything(generate, models):
     options = ("--cfg_cutoff", "--cfg_cutoff.stop", "0.5", "--deepcache", "--freeu", "--freeu.b1", "1.2")
-    told, _ = generate(*options, "--vae.decoder", "tiny", "--tiny-vae", str(folder / "tiny"), "--json")
+    told, _ = generate(*options, "--vae.decoder", "tiny", "--tiny-vae", str(models / "tiny"), "--json")
     assert told["settings"]["freeu"]["b1"] == 1.2
     (planned,), (happened,) = told["plan"], told["report"]["passes"]
     assert (planned["steps"], planned["cut_from"], planned["full"]) == (12, 6, [0, 3, 6, 9])
@@ -84,8 +75,8 @@ def test_for_people_it_is_a_few_lines_with_the_file_last(generate):
     assert Path(lines[-1]).is_file()
 
 
-def test_the_refiner_both_ways(generate, folder):
-    refiner = ("--json", "--refiner", str(folder / "refiner"))
+def test_the_refiner_both_ways(generate, models):
+    refiner = ("--json", "--refiner", str(models / "refiner"))
     told, _ = generate(*refiner, "--switch-at", "0.5")
     assert [p["name"] for p in told["report"]["passes"]] == ["base and refiner"]
     assert told["report"]["passes"][0]["calls"] == 12
@@ -94,8 +85,8 @@ def test_the_refiner_both_ways(generate, folder):
 
 
 @pytest.mark.parametrize("kind", ["nothing here", "a file", "a full VAE"])
-def test_a_tiny_vae_that_is_none_is_one_message_and_the_models_own_decodes(generate, folder, tmp_path, kind):
-    missing = folder / "base" / "vae" if kind == "a full VAE" else tmp_path / kind
+def test_a_tiny_vae_that_is_none_is_one_message_and_the_models_own_decodes(generate, models, tmp_path, kind):
+    missing = models / "base" / "vae" if kind == "a full VAE" else tmp_path / kind
     if kind == "a file":
         missing.write_bytes(b"")
     told, err = generate("--json", "--vae.decoder", "tiny", "--tiny-vae", str(missing))
@@ -123,13 +114,13 @@ def test_a_model_that_cannot_be_loaded_is_one_sentence(generate, tmp_path, kind)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_refiner_is_no_base_model(generate, folder):
-    _, err = generate("--model", str(folder / "refiner"), code=2)
+def test_a_refiner_is_no_base_model(generate, models):
+    _, err = generate("--model", str(models / "refiner"), code=2)
     assert "a base model, which has two text encoders; a refiner goes to --refiner" in err
 
 
-def test_a_switch_without_steps_for_one_model_is_one_sentence(generate, folder):
-    _, err = generate("--refiner", str(folder / "refiner"), "--switch-at", "1", code=2)
+def test_a_switch_without_steps_for_one_model_is_one_sentence(generate, models):
+    _, err = generate("--refiner", str(models / "refiner"), "--switch-at", "1", code=2)
     assert "--switch-at: 1.0 is not allowed" in err
 
 

@@ -29,16 +29,6 @@ from sdxl_optim.hosts.standalone.single_file import FIRST_LAYER
 SHORT = ["--prompt", "a bee", "--steps", "12", "--width", "64", "--height", "64", "--device", "cpu"]
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory) -> Path:
-    """base, refiner and tiny, as they are."""
-    folder = tmp_path_factory.mktemp("models")
-    tiny.tiny_base().save_pretrained(folder / "base")
-    tiny.tiny_refiner().save_pretrained(folder / "refiner")
-    tiny.tiny_taesd().save_pretrained(folder / "tiny")
-    return folder
-
-
 @pytest.fixture
 def odd(models, tmp_path):
     """A copy of the base model, in which a test changes a part."""
